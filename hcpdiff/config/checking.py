@@ -1,0 +1,38 @@
+"""All mistakes of a config at once, without building anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hcpdiff.config import sections
+from hcpdiff.config.loading import Config
+from hcpdiff.config.mistakes import Mistake, hint
+from hcpdiff.config.reading import Reader
+from hcpdiff.config.selectors import check_selectors
+
+
+def check(
+    config: Config, trust: Sequence[str] = (), *, needs: Sequence[str] = (), selectors: bool = False
+) -> list[Mistake]:
+    """Every mistake of the config, in its order; empty if it can be built.
+
+    Args:
+        trust: packages that `_target_` may name besides the ones hcpdiff trusts.
+        needs: sections that must be there, e.g. ("model", "data", "train").
+        selectors: also whether every layer selector matches a layer of the model, built without weights.
+    """
+    reader = Reader(config.origin, (*config.trust, *trust))
+    reader.mistakes += config.mistakes
+    for section, node in config.items():
+        if section in sections.SECTIONS:
+            if node is not None:
+                reader.read(node, sections.annotation(section), (section,))
+        else:
+            near = hint(section, sections.SECTIONS, f"; the sections are {', '.join(sections.SECTIONS)}")
+            reader.wrong((section,), f"there is no such section{near}")
+    for section in needs:
+        if config.get(section) is None:
+            reader.wrong((section,), "is missing; add this section")
+    if selectors and not reader.mistakes:
+        check_selectors(config, reader)
+    return reader.mistakes

@@ -1,0 +1,79 @@
+"""How one showing of an image is cut and changed: where the crop lies, whether it is mirrored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hcpdiff.data.transforms import place
+from hcpdiff.randomness import derive, python_random
+from hcpdiff.types import SizeInfo
+
+
+@dataclass(frozen=True)
+class View:
+    """One showing of an image."""
+
+    size: SizeInfo
+    flip: bool = False
+    seed: int | None = None  # of the user's transforms; None: nothing is random about this view
+
+
+@dataclass(frozen=True)
+class Views:
+    """The settings that decide all views of a dataset.
+
+    Args:
+        crop: "center", or "random".
+        flip: probability of mirroring.
+        augmented: the user has transforms of his own.
+        variants: None draws afresh each time. n draws from n views of each image, which take turns from epoch to epoch
+            and depend on the image's key only, so that they can be cached.
+    """
+
+    crop: Literal["center", "random"] = "center"
+    flip: float = 0.0
+    augmented: bool = False
+    variants: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("center", "random"):
+            raise ValueError(f"crop: {self.crop!r} is unknown; use 'center' or 'random'")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip: {self.flip} is no probability; use a number from 0 to 1")
+        if self.variants is not None and self.variants < 1:
+            raise ValueError(f"variants: {self.variants} is too few; use 1 or more")
+        if self.variants is not None and not self.random:
+            raise ValueError(
+                f"variants: all {self.variants} would be equal, as crop is 'center' and flip {self.flip}; leave it out"
+            )
+
+    @property
+    def random(self) -> bool:
+        """Whether two showings of an image may differ."""
+        return self.crop == "random" or 0 < self.flip < 1 or self.augmented
+
+    @property
+    def countable(self) -> int | None:
+        """How many different views an image has; None if they are endless."""
+        return self.variants if self.random else 1
+
+    def variant(self, key: str, showing: int) -> int:
+        """Which variant the n-th showing of an image uses: they take turns, each image from a place of its own."""
+        return 0 if self.variants in (None, 1) else (showing + derive(0, "first variant", key)) % self.variants
+
+    def fixed(self, key: str, variant: int, original: tuple[int, int], target: tuple[int, int]) -> View:
+        """One of the countable views."""
+        if not self.random:
+            return View(place(original, target), flip=self.flip == 1)
+        return self._draw(derive(0, "variant", key, variant), original, target)
+
+    def drawn(self, seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
+        """One of the endless views; `seed` decides which."""
+        return self._draw(seed, original, target)
+
+    def _draw(self, seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
+        rng = python_random(seed, "view")
+        mirrored = rng.random() < self.flip
+        position = (rng.random(), rng.random()) if self.crop == "random" else (0.5, 0.5)
+        return View(place(original, target, position), mirrored, derive(seed, "transforms") if self.augmented else None)

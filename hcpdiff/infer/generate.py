@@ -1,0 +1,132 @@
+"""From prompts to pictures: the one inference loop, for users and for previews in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hcpdiff.diffusion import samplers, timesteps
+from hcpdiff.diffusion.guidance import guided
+from hcpdiff.infer.request import Request
+from hcpdiff.models.family import ModelFamily
+from hcpdiff.plugins.base import PluginInputs
+from hcpdiff.plugins.attach import PluginGroup
+from hcpdiff.types import Conditioning, Prompt, SizeInfo
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture and what made it."""
+
+    image: Image.Image
+    prompt: Prompt
+    seed: int
+
+
+@torch.no_grad()
+def generate(
+    family: ModelFamily,
+    request: Request,
+    *,
+    plugins: PluginGroup | None = None,
+    on_picture: Callable[[int], None] | None = None,
+) -> list[Picture]:
+    """All pictures of `request`, in order.
+
+    Args:
+        plugins: attached plugins that want the step's inputs (branches, control image).
+        on_picture: called with the number of pictures that a batch has finished.
+
+    Raises:
+        ValueError: the size does not suit the model.
+    """
+    check_size(family, request.size)
+    training = family.training
+    family.eval()
+    try:
+        pictures: list[Picture] = []
+        for part in _batches(request.pictures(), request.batch_size):
+            images = _generate_batch(family, request, part, plugins)
+            pictures += [Picture(to_pil(im), p, seed) for im, (p, seed) in zip(images, part, strict=True)]
+            if on_picture is not None:
+                on_picture(len(part))
+        return pictures
+    finally:
+        family.train(training)
+
+
+def _batches(items: list[tuple[Prompt, int]], size: int) -> Iterator[list[tuple[Prompt, int]]]:
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
+
+
+def _generate_batch(
+    family: ModelFamily, request: Request, part: Sequence[tuple[Prompt, int]], plugins: PluginGroup | None
+) -> Tensor:
+    n, two_branches = len(part), request.guidance != 1
+    device = next(family.denoiser.parameters()).device
+    branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
+    tensors = {} if request.control_image is None else {"control_image": _control(request, n * (1 + two_branches), device)}
+    sizes = [SizeInfo(request.size, (0, 0), request.size)] * n
+
+    def feed(t: Tensor | None) -> None:
+        if plugins is not None:
+            plugins.feed(PluginInputs(tensors, branches, t))
+
+    feed(None)
+    prompts = ([p.negative for p, _ in part] if two_branches else []) + [p.positive for p, _ in part]
+    conditioning = family.with_size(family.encode_prompt(prompts), sizes * (1 + two_branches))
+    halves = conditioning.chunk(2) if two_branches else [conditioning]
+
+    def predict(latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.to(device).expand(n)
+        feed(torch.cat([t, t]) if two_branches else t)
+        return family.process.split(_predict(family, latents, t, halves, request.guidance), latents, t)
+
+    generators = [torch.Generator().manual_seed(seed) for _, seed in part]
+    spec, (height, width) = family.latent, request.size
+    shape = (spec.channels, height // spec.downscale, width // spec.downscale)
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    spacing = request.spacing or family.spacing
+    visited = spacing(request.steps, family.process)
+    sampler = request.sampler or samplers.euler
+    return family.decode(sampler(predict, noise, visited, family.process, generators=generators))
+
+
+def _predict(family: ModelFamily, latents: Tensor, t: Tensor, halves: list[Conditioning], guidance: float) -> Tensor:
+    if len(halves) == 1:
+        return family.denoise(latents, t, halves[0])
+    return guided(family.denoise, latents, t, halves[0], halves[1], guidance)
+
+
+def _control(request: Request, rows: int, device: torch.device) -> Tensor:
+    """The control image, scaled and centre-cropped to the picture, (rows, 3, H, W) in [0, 1]."""
+    from hcpdiff.data.transforms import fit_image
+
+    image, _ = fit_image(Image.open(str(request.control_image)).convert("RGB"), request.size)
+    return from_pil(image).to(device).expand(rows, -1, -1, -1)
+
+
+def from_pil(image: Image.Image) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] to an 8-bit picture."""
+    pixels = ((image.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def check_size(family: ModelFamily, size: tuple[int, int]) -> None:
+    """Raise unless the model can make pictures of `size` (height, width)."""
+    multiple = family.latent.multiple_of
+    if any(side % multiple for side in size):
+        near = tuple(max(multiple, round(side / multiple) * multiple) for side in size)
+        raise ValueError(f"size: {list(size)} does not divide by {multiple}, as this model needs; use {list(near)}")

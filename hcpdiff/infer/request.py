@@ -1,0 +1,61 @@
+"""What a user asks for: the pictures of one inference call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from torch import Tensor
+
+from hcpdiff.config.ranges import ExistingPath, Range
+from hcpdiff.diffusion.process import Process
+from hcpdiff.types import Prompt
+
+Sampler = Callable[[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Process], Tensor]
+Spacing = Callable[[int, Process], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Pictures of one size, made with one setting.
+
+    Picture i of a prompt uses the seed `seed + i`, whatever else is in the request: a seed gives the same picture in
+    any batch.
+    """
+
+    prompts: list[str | Prompt]
+    negative: str = ""  # for prompts that have none of their own
+    size: tuple[Annotated[int, Range(ge=8)], Annotated[int, Range(ge=8)]] = (512, 512)  # (height, width)
+    steps: Annotated[int, Range(ge=1)] = 28
+    guidance: Annotated[float, Range(ge=0)] = 5.0  # 1 turns the negative prompt off
+    sampler: Sampler | None = None  # hcpdiff.diffusion.samplers.euler
+    spacing: Spacing | None = None  # which timesteps are visited; default: the model's own
+    seed: int = 0
+    images_per_prompt: Annotated[int, Range(ge=1)] = 1
+    batch_size: Annotated[int, Range(ge=1)] = 8
+    control_image: Annotated[str, ExistingPath()] | None = None  # for a ControlNet
+
+    def pictures(self) -> list[tuple[Prompt, int]]:
+        """(prompt, seed) of every picture, in order."""
+        prompts = [p if isinstance(p, Prompt) else Prompt(p, self.negative) for p in self.prompts]
+        return [(p, self.seed + i) for p in prompts for i in range(self.images_per_prompt)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A trained plugin file and how strongly it acts; several strengths make one row of pictures each."""
+
+    path: Annotated[str, ExistingPath()]
+    strength: float | list[float] = 1.0
+
+    def strengths(self) -> list[float]:
+        return list(self.strength) if isinstance(self.strength, list) else [self.strength]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferSettings(Request):
+    """The `infer` section: a request, the adapters to load, and where the pictures go."""
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    out: str = "outputs"

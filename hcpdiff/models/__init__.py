@@ -1,0 +1,23 @@
+"""Base models: each family is a denoiser, its text encoders and its VAE behind one interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hcpdiff import lazy
+
+if TYPE_CHECKING:
+    from hcpdiff.models.family import LatentSpec, ModelFamily
+    from hcpdiff.models.sd3.family import SD3
+    from hcpdiff.models.sd3.transformer import MMDiT, MMDiTConfig
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "LatentSpec": "hcpdiff.models.family:LatentSpec",
+        "MMDiT": "hcpdiff.models.sd3.transformer:MMDiT",
+        "MMDiTConfig": "hcpdiff.models.sd3.transformer:MMDiTConfig",
+        "ModelFamily": "hcpdiff.models.family:ModelFamily",
+        "SD3": "hcpdiff.models.sd3.family:SD3",
+    },
+)

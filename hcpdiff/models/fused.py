@@ -1,0 +1,141 @@
+"""Steps of a transformer block with a backward of their own, which keep and move no more than they must.
+
+Under torch.compile the plain formulas run instead, since the compiler fuses those itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """layer_norm(x) * (1 + scale) + shift, for (B, L, D) by (B, 1, D). Only `x` is kept for backward."""
+    if torch.compiler.is_compiling():
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return _ModulatedNorm.apply(x, shift, scale)
+
+
+def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate * update, for (B, L, D) by (B, 1, D). `update` is kept for backward only if the gate learns."""
+    if torch.compiler.is_compiling():
+        return x + gate * update
+    return _Gated.apply(x, gate, update)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension. Only `x` is kept for backward."""
+    if torch.compiler.is_compiling() or x.is_cuda:  # CUDA has a kernel of its own
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def heads_of(x: Tensor, layers: Sequence[nn.Module], head_dim: int) -> tuple[Tensor, ...]:
+    """What each layer gives for `x`, (B, L, D), in heads: (B, L, D / head_dim, head_dim) each.
+
+    One matrix product if all are linear layers of one size that nothing is attached to.
+    """
+    fuse = not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+    if fuse and all(_is_bare(layer) for layer in layers):
+        joined = _Linears.apply(x, *(layer.weight for layer in layers), *(layer.bias for layer in layers))
+        return joined.unflatten(-1, (len(layers), -1, head_dim)).unbind(-3)
+    return tuple(layer(x).unflatten(-1, (-1, head_dim)) for layer in layers)
+
+
+class _ModulatedNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        normed, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-6)
+        factor = 1 + scale
+        ctx.save_for_backward(x, mean, rstd, factor)
+        return torch.addcmul(shift, normed, factor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, factor = ctx.saved_tensors
+        shape = x.shape[-1:]
+        to_x = to_shift = to_scale = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.ops.aten.native_layer_norm_backward(
+                grad * factor, x, shape, mean, rstd, None, None, [True, False, False]
+            )[0]
+        if ctx.needs_input_grad[1]:
+            to_shift = grad.sum(1, keepdim=True)
+        if ctx.needs_input_grad[2]:
+            normed = torch.native_layer_norm(x, shape, None, None, 1e-6)[0]
+            to_scale = (grad * normed).sum(1, keepdim=True)
+        return to_x, to_shift, to_scale
+
+
+class _Gated(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, update if ctx.needs_input_grad[1] else None)
+        return torch.addcmul(x, gate, update)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, update = ctx.saved_tensors
+        to_gate = None if update is None else (grad * update).sum(1, keepdim=True)
+        return grad, to_gate, grad * gate if ctx.needs_input_grad[2] else None
+
+
+class _RMSNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        rstd = torch.rsqrt(norm.square() / x.shape[-1] + eps)
+        ctx.save_for_backward(x, rstd, weight)
+        return (x * rstd * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, rstd, weight = ctx.saved_tensors
+        normed = x * rstd
+        product = grad * normed
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            mean = (product @ weight / x.shape[-1]).unsqueeze(-1)
+            to_x = ((grad * weight - normed * mean) * rstd).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            to_weight = product.flatten(0, -2).sum(0)
+        return to_x, to_weight, None
+
+
+class _Linears(Function):
+    """Linear layers side by side: their weights are joined for the product and not kept joined."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, *weights)
+        return F.linear(x, torch.cat(weights), torch.cat(biases))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        to_x: Tensor | None = None
+        to_parameters: list[Tensor | None] = [None] * (2 * len(weights))
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            to_x = (rows @ torch.cat(weights)).unflatten(0, grad.shape[:-1])
+        if x is not None:
+            sizes = [len(weight) for weight in weights]
+            to_parameters = [*(rows.T @ x.flatten(0, -2)).split(sizes), *rows.sum(0).split(sizes)]
+        return to_x, *to_parameters
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether the layer is its weight and bias and nothing more: no hook, no wrapper, no quantised or sharded weight."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and layer.bias is not None
+        and "forward" not in vars(layer)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    )

@@ -1,0 +1,97 @@
+"""From a batch to losses. One nn.Module, so that a distributed engine wraps every trainable parameter at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor, nn
+
+from hcpdiff.diffusion.guidance import guided
+from hcpdiff.diffusion.process import Process
+from hcpdiff.models.family import ModelFamily
+from hcpdiff.plugins.attach import PluginGroup
+from hcpdiff.plugins.base import PluginInputs
+from hcpdiff.randomness import generator
+from hcpdiff.types import Batch, Conditioning
+
+
+class Objective(nn.Module):
+    """The denoising loss of a model family with its plugins.
+
+    Args:
+        timesteps: (count, generator) -> (count,) timesteps.
+        noise: (latents, generator) -> noise of the same shape.
+        loss: (model_pred, target, timesteps, process) -> unreduced loss.
+        weighting: (timesteps, process) -> weight per sample, (B,).
+        guidance: if given, both prompts of a sample go through the model and their guided sum is what is trained.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        plugins: PluginGroup,
+        *,
+        seed: int,
+        timesteps: Callable[[int, Generator], Tensor],
+        noise: Callable[[Tensor, Generator], Tensor],
+        loss: Callable[[Tensor, Tensor, Tensor, Process], Tensor],
+        weighting: Callable[[Tensor, Process], Tensor] | None = None,
+        guidance: float | Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.family, self.plugins, self.seed = family, plugins, seed
+        self.timesteps, self.noise, self.loss = timesteps, noise, loss
+        self.weighting, self.guidance = weighting, guidance
+
+    def forward(self, batch: Batch, *index: int | str) -> Tensor:
+        """The loss of every sample, (B,); `index` names the draw of noise and timesteps, e.g. (step, dataset)."""
+        family, process, n = self.family, self.family.process, len(batch)
+        with torch.set_grad_enabled(self.vae_trained and torch.is_grad_enabled()):
+            latents = batch.images if batch.encoded else family.encode_image(batch.images)
+        noise = self.noise(latents, generator(self.seed, "noise", *index))
+        t = self.timesteps(n, generator(self.seed, "timesteps", *index)).to(latents.device)
+        noisy = process.add_noise(latents, noise, t)
+        pred = self._single(batch, noisy, t) if self.guidance is None else self._guided(batch, noisy, t)
+        error = self.loss(pred.float(), process.target(latents, noise, t).float(), t, process)
+        if batch.loss_mask is not None:
+            error = error * nn.functional.interpolate(batch.loss_mask, error.shape[-2:], mode="area").to(error.dtype)
+        per_sample = error.flatten(1).mean(1)
+        if self.weighting is not None:
+            per_sample = per_sample * self.weighting(t, process).to(per_sample)
+        return per_sample
+
+    def _single(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
+        self.plugins.feed(PluginInputs(batch.inputs, {}, t))
+        positive = batch.positive or self._encode([p.positive for p in batch.prompts])
+        return self.family.denoise(noisy, t, self.family.with_size(positive, batch.sizes))
+
+    def _guided(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
+        n, family = len(batch), self.family
+        twice = {name: torch.cat([value, value]) for name, value in batch.inputs.items()}
+        branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)}
+        self.plugins.feed(PluginInputs(twice, branches, torch.cat([t, t])))
+        if batch.positive is not None and batch.negative is not None:
+            negative, positive = batch.negative, batch.positive
+        else:
+            prompts = [p.negative for p in batch.prompts] + [p.positive for p in batch.prompts]
+            negative, positive = self._encode(prompts).chunk(2)
+        negative, positive = (family.with_size(c, batch.sizes) for c in (negative, positive))
+        assert self.guidance is not None
+        return guided(family.denoise, noisy, t, negative, positive, self.guidance)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        with torch.set_grad_enabled(self.text_trained and torch.is_grad_enabled()):
+            return self.family.encode_prompt(prompts)
+
+    @cached_property
+    def text_trained(self) -> bool:
+        """Whether a text encoder, or a plugin on one, learns: then prompts are encoded with gradients, and not cached."""
+        own = any(p.requires_grad for p in self.family.text_encoders.parameters())
+        return own or self.plugins.trains_on("text_encoders")
+
+    @cached_property
+    def vae_trained(self) -> bool:
+        own = any(p.requires_grad for p in self.family.vae.parameters())
+        return own or self.plugins.trains_on("vae")

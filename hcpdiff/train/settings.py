@@ -1,0 +1,74 @@
+"""The `train` section of a config: everything about a run but the model, the data and the plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from hcpdiff.config.ranges import Range
+from hcpdiff.diffusion.process import Process
+from hcpdiff.infer.request import Request
+
+Optimizer = torch.optim.Optimizer
+PositiveInt = Annotated[int, Range(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaSettings:
+    """An exponential moving average of the trained weights; previews and exported files use it."""
+
+    decay: Annotated[float, Range(ge=0, lt=1)] = 0.999
+    warmup: bool = True  # a shorter average at first: (1 + step) / (10 + step), up to `decay`
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewSettings:
+    """Pictures made during training, always with the same prompts and seeds."""
+
+    every: PositiveInt = 100
+    requests: list[Request]
+    at_start: bool = True  # before the first step: what the model does without the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """Layers of the model itself to train, one entry of `finetune`; a later entry wins where two name one layer."""
+
+    layers: list[str]
+    on: str = "denoiser"  # or text_encoders.clip_l, text_encoders, vae ...
+    lr: Annotated[float, Range(ge=0)] | None = None  # default: the optimizer's
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How to train; every count is in optimizer steps."""
+
+    steps: PositiveInt
+    accumulate: PositiveInt = 1  # batches of every dataset per optimizer step
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; trained weights stay fp32
+    max_grad_norm: Annotated[float, Range(gt=0)] | None = 1.0
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer]
+    schedule: Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None  # default: constant
+    # (model_pred, target, timesteps, process) -> unreduced loss; default: mse
+    loss: Callable[[Tensor, Tensor, Tensor, Process], Tensor] | None = None
+    # (timesteps, process) -> weight per sample; default: 1
+    weighting: Callable[[Tensor, Process], Tensor] | None = None
+    # (count, generator, process) -> (count,) in [0, 1000]; default: uniform
+    timesteps: Callable[[int, Generator], Tensor] | None = None
+    # (latents, generator) -> noise; default: gaussian
+    noise: Callable[[Tensor, Generator], Tensor] | None = None
+    # two branches in training (DreamArtist): a constant, or a function of (timesteps, process)
+    guidance: float | Callable[[Tensor], Tensor] | None = None
+    gradient_checkpointing: Literal["none", "all", "mlp"] | PositiveInt = "none"  # an integer n: every n-th block
+    ema: EmaSettings | None = None
+    save_every: PositiveInt | None = None  # default: only at the end
+    keep_last: PositiveInt = 3  # older checkpoints are removed
+    log_every: PositiveInt = 10
+    preview: PreviewSettings | None = None
+    loggers: list[Any] = field(default_factory=list)  # besides metrics.jsonl, which is always written
+    callbacks: list[Any] = field(default_factory=list)
+    workers: Annotated[int, Range(ge=0)] = 0  # processes that load images
