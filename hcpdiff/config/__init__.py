@@ -14,7 +14,9 @@ from hcpdiff import lazy
 if TYPE_CHECKING:
     from hcpdiff.config.building import build as build
     from hcpdiff.config.checking import check as check
+    from hcpdiff.config.checking import require as require
     from hcpdiff.config.loading import Config as Config
+    from hcpdiff.config.loading import leaves as leaves
     from hcpdiff.config.loading import load as load
     from hcpdiff.config.loading import to_yaml as to_yaml
     from hcpdiff.config.mistakes import ConfigError as ConfigError
@@ -30,6 +32,8 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "Origin": "hcpdiff.config.mistakes:Origin",
         "build": "hcpdiff.config.building:build",
         "check": "hcpdiff.config.checking:check",
+        "leaves": "hcpdiff.config.loading:leaves",
+        "require": "hcpdiff.config.checking:require",
         "load": "hcpdiff.config.loading:load",
         "to_yaml": "hcpdiff.config.loading:to_yaml",
     },

@@ -94,6 +94,7 @@ def bind(
         if argument is None or not argument.by_name:
             names = [*(n for n in takes.names if n not in given), *also]
             rest = f"; it takes {', '.join(names)}" if names else "; it takes no arguments"
+            rest = _left_over(reader, key, part) or rest
             reader.wrong((*key, part), f"{name} takes no such argument{hint(part, [*names, *TARGET_KEYS], rest)}")
         elif part in given:
             why = "is in `_args_` already" if arity is None else "comes from hcpdiff when it runs"
@@ -106,6 +107,14 @@ def bind(
     if missing and complete and arity != -1:
         reader.wrong(key, f"{name} needs {', '.join(missing)}")
     return Call(target, name, key, args, kwargs, partial=arity is not None)
+
+
+def _left_over(reader: Reader, key: Key, part: Any) -> str:
+    """What to do about an argument of an inherited config whose `_target_` was changed."""
+    here, there = reader.origin((*key, part)), reader.origin((*key, "_target_"))
+    if here is None or there is None or here.file is None or here.file == there.file:
+        return ""
+    return f"; add `_replace_: true` at {there} to drop what other files set there"
 
 
 def _args(reader: Reader, node: dict[Any, Any], takes: Signature, name: str, key: Key, arity: int | None) -> list[Any]:

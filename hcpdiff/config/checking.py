@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hcpdiff.config import sections
 from hcpdiff.config.loading import Config
-from hcpdiff.config.mistakes import Mistake, hint
+from hcpdiff.config.mistakes import ConfigError, Mistake, hint
 from hcpdiff.config.reading import Reader
 from hcpdiff.config.selectors import check_selectors
 
@@ -36,3 +36,10 @@ def check(
     if selectors and not reader.mistakes:
         check_selectors(config, reader)
     return reader.mistakes
+
+
+def require(config: Config, *needs: str) -> None:
+    """Raise a ConfigError that lists every mistake, if there is one; `needs` are sections that must be there."""
+    mistakes = check(config, needs=needs)
+    if mistakes:
+        raise ConfigError(mistakes)

@@ -25,6 +25,8 @@ from hcpdiff.config.interpolation import register_resolvers
 from hcpdiff.config.mistakes import ConfigError, Key, Mistake, Origin
 from hcpdiff.config.yaml_files import YamlSource, read
 
+REPLACE = "_replace_"
+
 
 def compose(file: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[Key, Origin]]:
     """The config at `file` with interpolations as they are, and where every key was set last.
@@ -42,7 +44,9 @@ def compose(file: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictCo
             repository = CachingConfigRepository(loader.repository)
             wanted = _as_hydra_wants(parsed, repository, file.stem)
             defaults = create_defaults_list(repository, file.stem, wanted, prepend_hydra=False, skip_missing=False)
-            raw = loader._compose_config_from_defaults_list(defaults.defaults, repository)
+            raw = OmegaConf.create()
+            for default in defaults.defaults:
+                _merge(raw, loader._load_single_config(default, repository).config)
             loader._apply_overrides_to_config(defaults.config_overrides, raw)
     except ConfigError:
         raise
@@ -116,10 +120,36 @@ def _as_hydra_wants(overrides: Sequence[Override], repository: IConfigRepository
     return OverridesParser.create().parse_overrides(lines)
 
 
+def _merge(below: DictConfig, above: Any) -> None:
+    """Merge one config over the others; a group with `_replace_: true` drops what they say there."""
+    _make_room(below, above)
+    below.merge_with(above)
+
+
+def _make_room(below: DictConfig, above: DictConfig) -> None:
+    for name in list(above):
+        child = _group(above, name)
+        if child is not None:
+            if child.pop(REPLACE, False):
+                below.pop(name, None)
+            _make_room(_group(below, name) or OmegaConf.create(), child)
+
+
+def _group(node: DictConfig, name: Any) -> DictConfig | None:
+    """The group of keys of this name, if it is one and written out."""
+    child = node._get_node(name)
+    if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():
+        return None
+    return child
+
+
 def _note_file(origins: dict[Key, Origin], path: Path, package: Key) -> None:
     file = read(path)
+    for key in file.lines:
+        if key[-1] == REPLACE and _at(file.content, key):
+            _forget(origins, (*package, *key[:-1]))
     for key, line in file.lines.items():
-        if key[0] != "defaults":
+        if key[0] != "defaults" and key[-1] != REPLACE:
             _set(origins, (*package, *key), Origin(path, line), replaces=not isinstance(_at(file.content, key), dict))
 
 

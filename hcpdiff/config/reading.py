@@ -132,6 +132,9 @@ class Reader:
     def _path(self, path: Path, kind: str, key: Key) -> None:
         if path.is_dir() if kind == "folder" else path.is_file() if kind == "file" else path.exists():
             return
+        if path.exists():
+            self.wrong(key, f"{shown_path(path)} is not a {kind}")
+            return
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = hint(path.name, names, f"; set {shown(key)} to one that exists")
         self.wrong(key, f"no {kind or 'file or folder'} at {shown_path(path)}{near}")

@@ -15,7 +15,6 @@ SECTIONS: dict[str, type | str] = {
     "model": "hcpdiff.models.family:ModelFamily",
     "data": "{hcpdiff.data.dataset:Dataset}",
     "plugins": "{hcpdiff.plugins.spec:PluginSpec}",
-    "words": "{hcpdiff.models.text.words:Word}",
     "finetune": "[hcpdiff.train.settings:LayerGroup]",
     "train": "hcpdiff.train.settings:TrainSettings",
     "infer": "hcpdiff.infer.request:InferSettings",

@@ -4,64 +4,86 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from hcpdiff.config import sections
 from hcpdiff.config.binding import Call
 from hcpdiff.config.building import made
-from hcpdiff.config.mistakes import Key, shown
+from hcpdiff.config.interpolation import UNKNOWN
+from hcpdiff.config.mistakes import ConfigError, Key, shown
+from hcpdiff.config.reading import Reader
 
 if TYPE_CHECKING:
     from hcpdiff.config.loading import Config
-    from hcpdiff.config.reading import Reader
 
 Skeleton = Callable[[str], Any]
 
 
+def skeleton(config: Config, part: str) -> Any:
+    """A part of the config's model, e.g. "denoiser", on the meta device: its layers without weights.
+
+    Raises:
+        ConfigError: the config of the model has mistakes, or the model has no such part or no skeleton.
+    """
+    reader = Reader(config.origin, config.trust)
+    parts = _skeletons(config, reader)
+    module = _part(reader, parts, part, ("model",)) if parts else None
+    if parts is None and not reader.mistakes:
+        reader.wrong(("model",), "this model cannot be looked into without reading its weights")
+    if reader.mistakes:
+        raise ConfigError(reader.mistakes)
+    return module
+
+
 def check_selectors(config: Config, reader: Reader) -> None:
     """Note every selector that matches no layer, in a config that has no other mistakes."""
-    skeleton = _skeleton(config, reader)
-    if skeleton is None:
+    parts = _skeletons(config, reader)
+    if parts is None:
         return
-    targets = importlib.import_module("hcpdiff.plugins.targets")
+    find_layers = importlib.import_module("hcpdiff.plugins.targets").find_layers
     for name, node in (config.get("plugins") or {}).items():
-        key = ("plugins", name)
+        key: Key = ("plugins", name)
         spec = made(reader.read(node, sections.item("plugins"), key), reader)
         for field in ("layers", "from_layers", "to_layers"):
             patterns = getattr(spec, field)
-            if patterns or (field == "layers" and not spec.between):
-                options = {"prefixes": spec.plugin.prefixes, "takes": spec.plugin.takes}
-                _find(reader, targets.find_layers, skeleton, spec.on, patterns, (*key, field), options)
+            if patterns or (field == "layers") != spec.between:
+                find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes)
+                _find(reader, find, parts, spec.on, patterns, (*key, field))
     for i, node in enumerate(config.get("finetune") or []):
-        group = made(reader.read(node, sections.item("finetune"), ("finetune", i)), reader)
-        _find(reader, targets.find_layers, skeleton, group.on, group.layers, ("finetune", i, "layers"), {})
+        key = ("finetune", i)
+        group = made(reader.read(node, sections.item("finetune"), key), reader)
+        _find(reader, partial(find_layers, prefixes=("re:",)), parts, group.on, group.layers, (*key, "layers"))
 
 
-def _skeleton(config: Config, reader: Reader) -> Skeleton | None:
+def _skeletons(config: Config, reader: Reader) -> Skeleton | None:
     """The model's parts on the meta device by their path; None for a model that has no skeleton."""
     if config.get("model") is None:
         return None
     plan = reader.read(config["model"], sections.annotation("model"), ("model",))
     target = plan.target if isinstance(plan, Call) else None
     family = target.__self__ if inspect.ismethod(target) else target
-    skeleton = getattr(family, "skeleton", None)
-    return skeleton and cache(lambda part: skeleton(part, **made(plan.kwargs, reader)))
+    make = getattr(family, "skeleton", None)
+    return make and cache(lambda part: make(part, *made(plan.args, reader), **made(plan.kwargs, reader)))
+
+
+def _part(reader: Reader, parts: Skeleton, on: str, key: Key) -> Any:
+    try:
+        return parts(on)
+    except OSError as error:
+        return reader.wrong_text(("model",), str(error))
+    except (ValueError, AttributeError, KeyError) as error:
+        return reader.wrong(key, f"the model has no part {on!r}: {error}")
 
 
 def _find(
-    reader: Reader, find: Callable[..., Any], skeleton: Skeleton, on: str, patterns: list[str], key: Key, options: Any
+    reader: Reader, find: Callable[..., Any], parts: Skeleton, on: str, patterns: Sequence[str], key: Key
 ) -> None:
-    try:
-        part = skeleton(on)
-    except (ValueError, AttributeError, KeyError) as error:
-        reader.wrong((*key[:-1], "on"), f"the model has no part {on!r}: {error}")
-        return
-    except OSError as error:
-        reader.wrong(("model",), str(error))
+    part = _part(reader, parts, on, (*key[:-1], "on"))
+    if part is UNKNOWN:
         return
     try:
-        find(part, patterns, where=shown(key), **options)
+        find(part, patterns, where=shown(key))
     except ValueError as error:
         reader.wrong_text(key, str(error))

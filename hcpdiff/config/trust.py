@@ -134,7 +134,7 @@ def resolve(path: str, trust: Sequence[str] = ()) -> Any:
     for part in parts:
         if part.startswith("_"):
             raise TargetError(f"{path!r} is refused: {part!r} is private")
-    if _within(path, NEVER):
+    if _within(path, NEVER) or any(part.startswith("convert_") for part in parts[1:-1]):  # transformers' scripts
         raise TargetError(f"{path!r} is refused: it can load or run code")
     found: Any = _import(parts[0], path)
     for i, name in enumerate(parts[1:], 2):

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING
 from hcpdiff import lazy
 
 if TYPE_CHECKING:
-    from hcpdiff.data.buckets import Assignment, Bucket, FixedBucket, RatioBucket, RatioGridBucket
-    from hcpdiff.data.dataset import Dataset
-    from hcpdiff.data.prompts import CaptionDropout, TagDropout, TagShuffle, TemplateFill
-    from hcpdiff.data.scan import BadFile
-    from hcpdiff.data.scenes import Scenes
-    from hcpdiff.data.sources import FolderSource, Record, Source
-    from hcpdiff.data.streams import Streams
+    from hcpdiff.data.buckets import Assignment as Assignment
+    from hcpdiff.data.buckets import Bucket as Bucket
+    from hcpdiff.data.buckets import FixedBucket as FixedBucket
+    from hcpdiff.data.buckets import RatioBucket as RatioBucket
+    from hcpdiff.data.buckets import RatioGridBucket as RatioGridBucket
+    from hcpdiff.data.dataset import Dataset as Dataset
+    from hcpdiff.data.prompts import CaptionDropout as CaptionDropout
+    from hcpdiff.data.prompts import TagDropout as TagDropout
+    from hcpdiff.data.prompts import TagShuffle as TagShuffle
+    from hcpdiff.data.prompts import TemplateFill as TemplateFill
+    from hcpdiff.data.scan import BadFile as BadFile
+    from hcpdiff.data.scenes import Scenes as Scenes
+    from hcpdiff.data.sources import FolderSource as FolderSource
+    from hcpdiff.data.sources import Record as Record
+    from hcpdiff.data.sources import Source as Source
+    from hcpdiff.data.streams import Streams as Streams
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
+
+from hcpdiff.config.ranges import Range, at_least_1
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class RatioBucket:
     """
 
     def __init__(
-        self, area: int, *, num_buckets: int = 10, ratios: Sequence[float | str] | None = None, step: int | None = None
+        self,
+        area: Annotated[int, at_least_1],
+        *,
+        num_buckets: Annotated[int, at_least_1] = 10,
+        ratios: Sequence[float | str] | None = None,
+        step: Annotated[int, at_least_1] | None = None,
     ) -> None:
         _check_counts(area, num_buckets, step)
         self.area = area
@@ -95,7 +102,14 @@ class RatioGridBucket:
         step: sides are multiples of this; by default of what the model needs.
     """
 
-    def __init__(self, area: int, *, num_buckets: int = 10, ratio_max: float = 4.0, step: int | None = None) -> None:
+    def __init__(
+        self,
+        area: Annotated[int, at_least_1],
+        *,
+        num_buckets: Annotated[int, at_least_1] = 10,
+        ratio_max: Annotated[float, Range(ge=1)] = 4.0,
+        step: Annotated[int, at_least_1] | None = None,
+    ) -> None:
         _check_counts(area, num_buckets, step)
         if ratio_max < 1:
             raise ValueError(f"ratio_max: {ratio_max} is below 1; it is the longest side by the shortest")

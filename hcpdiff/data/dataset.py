@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
+from hcpdiff.config.ranges import at_least_0, at_least_1, fraction, positive
 from hcpdiff.data.buckets import Bucket
 from hcpdiff.data.cached_latents import CachedLatents, ImageEncoder
 from hcpdiff.data.cached_text import CachedText, PromptEncoder
@@ -60,22 +61,22 @@ class Dataset:
         source: Source | Sequence[Source],
         bucket: Bucket,
         *,
-        batch_size: int,
-        loss_weight: float = 1.0,
-        weight: float = 1.0,
+        batch_size: Annotated[int, at_least_1],
+        loss_weight: Annotated[float, at_least_0] = 1.0,
+        weight: Annotated[float, positive] = 1.0,
         template: str | Path | Sequence[str] | None = None,
         word_names: Mapping[str, str | Sequence[str]] | None = None,
         caption_transforms: Sequence[CaptionTransform] = (),
-        prompt_dropout: float = 0.0,
+        prompt_dropout: Annotated[float, fraction] = 0.0,
         crop: Literal["center", "random"] = "center",
-        flip: float = 0.0,
+        flip: Annotated[float, fraction] = 0.0,
         transforms: Augment | None = None,
-        variants: int | None = None,
+        variants: Annotated[int, at_least_1] | None = None,
         underfilled: Underfilled = "keep",
         cache_latents: CacheMode = False,
         cache_text: CacheMode = False,
         cache_dir: str | Path = ".cache/hcpdiff",
-        max_bad: float = 0.5,
+        max_bad: Annotated[float, at_least_0] = 0.5,
     ) -> None:
         _check_choice("underfilled", underfilled, get_args(Underfilled))
         _check_choice("cache_latents", cache_latents, get_args(CacheMode))
@@ -104,9 +105,6 @@ class Dataset:
         self.cache_text: CacheMode = cache_text
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_bad = max_bad
-        self.bad: list[BadFile] = []
-        self.latents: CachedLatents | None = None
-        self.text: CachedText | None = None
 
     def prepare(self, seed: int, name: str, multiple_of: int, log: Log | None = None) -> None:
         """Look over the sources and choose sizes; everything after this is a pure function of `seed` and `name`.
@@ -123,14 +121,16 @@ class Dataset:
         self.seed, self.name, self.where = seed, name, f"data.{name}"
         self._log = log or logging.getLogger("hcpdiff.data").info
         items, found = scan(self.sources, f"{self.where}.source")
-        self._total, self.bad = len(items) + len(found), []
+        self._total = len(items) + len(found)
+        self.bad: list[BadFile] = []
         self.note_bad(found)
         with located(f"{self.where}.bucket"):
             assignment = self.bucket.assign(items.sizes, multiple_of)
         self.samples = Samples(
             self.sources, items, assignment, self.views, self.captioning, self.transforms, seed=seed, name=name
         )
-        self.latents, self.text = None, None
+        self.latents: CachedLatents | None = None
+        self.text: CachedText | None = None
         self._epochs: dict[int, Epoch] = {}
         if not self.batches_per_epoch:
             raise ValueError(
@@ -233,9 +233,8 @@ class Dataset:
         epoch, count = self.epoch(0), len(self.samples.items)
         sizes = ", ".join(f"{height}x{width}" for height, width in self.samples.targets)
         self._log(f"{self.where}: {count} images of {sizes}; an epoch is {len(self)} samples in {len(epoch)} batches")
-        for note in (uneven(epoch, len(self), self.batch_size), self.captioning.unfilled):
-            if note:
-                self._log(f"{self.where}: {note}")
+        for note in filter(None, (uneven(epoch, len(self), self.batch_size), self.captioning.unfilled)):
+            self._log(f"{self.where}: {note}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without caches and log: worker processes only decode."""

@@ -13,7 +13,9 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from hcpdiff.config.ranges import at_least_0, fraction
 from hcpdiff.types import Prompt
 
 CaptionTransform = Callable[[str, random.Random], str | Prompt]
@@ -70,7 +72,7 @@ def _side(text: str | Prompt) -> str:
 class TagShuffle:
     """Puts the comma-separated tags in random order; the first `keep` stay where they are."""
 
-    keep: int = 0
+    keep: Annotated[int, at_least_0] = 0
 
     def __call__(self, text: str, rng: random.Random) -> str:
         tags = split_tags(text)
@@ -87,8 +89,8 @@ class TagShuffle:
 class TagDropout:
     """Leaves each comma-separated tag out with probability `p`; the first `keep` always stay."""
 
-    p: float = 0.1
-    keep: int = 0
+    p: Annotated[float, fraction] = 0.1
+    keep: Annotated[int, at_least_0] = 0
 
     def __post_init__(self) -> None:
         _check_probability("TagDropout.p", self.p)
@@ -106,7 +108,7 @@ class TagDropout:
 class CaptionDropout:
     """Blanks the whole text with probability `p`; after the template this is the dropout that guidance needs."""
 
-    p: float = 0.1
+    p: Annotated[float, fraction] = 0.1
 
     def __post_init__(self) -> None:
         _check_probability("CaptionDropout.p", self.p)

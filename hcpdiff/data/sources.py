@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from hcpdiff.config.ranges import ExistingPath, at_least_1
 from hcpdiff.data.captions import CaptionOption, CaptionReader, caption_reader, stem
 from hcpdiff.data.images import SUFFIXES, read_grey, read_rgb, read_size
+
+FolderPath = Annotated[str | Path, ExistingPath("folder")]
 
 
 @dataclass
@@ -79,14 +82,14 @@ class FolderSource:
 
     def __init__(
         self,
-        path: str | Path,
+        path: FolderPath,
         *,
         captions: CaptionOption = None,
-        control_images: str | Path | None = None,
-        loss_masks: str | Path | None = None,
+        control_images: FolderPath | None = None,
+        loss_masks: FolderPath | None = None,
         mask_scale: Literal["linear", "boost"] = "linear",
         background: Sequence[int] = (255, 255, 255),
-        repeat: int = 1,
+        repeat: Annotated[int, at_least_1] = 1,
         recursive: bool = True,
     ) -> None:
         self.path = _folder(path, "path")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hcpdiff.data.transforms import place
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import SizeInfo
+
+_RATIOS = (0.7548776662466927, 0.5698402909980532, 0.618033988749895)  # 1 / g, 1 / g^2, g^3 = g + 1; the golden ratio
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,19 @@ class Views:
         return 0 if self.variants in (None, 1) else (showing + derive(0, "first variant", key)) % self.variants
 
     def fixed(self, key: str, variant: int, original: tuple[int, int], target: tuple[int, int]) -> View:
-        """One of the countable views."""
+        """One of the countable views. Those of an image are spread evenly (by the R2 sequence), not drawn apart."""
         if not self.random:
             return View(place(original, target), flip=self.flip == 1)
-        return self._draw(derive(0, "variant", key, variant), original, target)
+        rng = python_random(0, "variants", key)
+        spread = [(rng.random() + variant * ratio) % 1 for ratio in _RATIOS]
+        return self._view(spread, derive(0, "transforms", key, variant), original, target)
 
     def drawn(self, seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
         """One of the endless views; `seed` decides which."""
-        return self._draw(seed, original, target)
-
-    def _draw(self, seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
         rng = python_random(seed, "view")
-        mirrored = rng.random() < self.flip
-        position = (rng.random(), rng.random()) if self.crop == "random" else (0.5, 0.5)
-        return View(place(original, target, position), mirrored, derive(seed, "transforms") if self.augmented else None)
+        return self._view([rng.random() for _ in range(3)], derive(seed, "transforms"), original, target)
+
+    def _view(self, chance: Sequence[float], seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
+        """The view that three numbers in [0, 1) and a seed for the user's transforms decide."""
+        position = (chance[0], chance[1]) if self.crop == "random" else (0.5, 0.5)
+        return View(place(original, target, position), chance[2] < self.flip, seed if self.augmented else None)

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hcpdiff.diffusion import samplers, timesteps
+from hcpdiff.diffusion import samplers
 from hcpdiff.diffusion.guidance import guided
 from hcpdiff.infer.request import Request
 from hcpdiff.models.family import ModelFamily
-from hcpdiff.plugins.base import PluginInputs
-from hcpdiff.plugins.attach import PluginGroup
+from hcpdiff.plugins.group import PluginGroup
+from hcpdiff.plugins.plugin import PluginInputs
 from hcpdiff.types import Conditioning, Prompt, SizeInfo
 
 
@@ -92,7 +92,7 @@ def _generate_batch(
     shape = (spec.channels, height // spec.downscale, width // spec.downscale)
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
     spacing = request.spacing or family.spacing
-    visited = spacing(request.steps, family.process)
+    visited = spacing(request.steps, family.process, request.size)
     sampler = request.sampler or samplers.euler
     return family.decode(sampler(predict, noise, visited, family.process, generators=generators))
 

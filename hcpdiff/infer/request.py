@@ -13,7 +13,7 @@ from hcpdiff.diffusion.process import Process
 from hcpdiff.types import Prompt
 
 Sampler = Callable[[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Process], Tensor]
-Spacing = Callable[[int, Process], Tensor]
+Spacing = Callable[[int, Process, tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)

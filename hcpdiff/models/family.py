@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from hcpdiff.diffusion.process import Process
@@ -39,8 +42,15 @@ class ModelFamily(nn.Module, ABC):
         return conditioning
 
     @abstractmethod
-    def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to latents (B, C, H/downscale, W/downscale), scaled for the denoiser."""
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, std) of the latents of (B, 3, H, W) images in [-1, 1], each (B, C, H/downscale, W/downscale)."""
+
+    def encode_image(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to latents scaled for the denoiser: their mean, or with a generator a sample."""
+        mean, std = self.latent_distribution(images)
+        if generator is None:
+            return mean
+        return mean + std * torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
 
     @abstractmethod
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -54,3 +64,21 @@ class ModelFamily(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Inverse of `encode_image`: latents to (B, 3, H, W) in [-1, 1]."""
+
+    @property
+    @abstractmethod
+    def spacing(self) -> Callable[..., Tensor]:
+        """The timesteps that sampling visits unless told otherwise: (num_steps, process, size) -> (num_steps,)."""
+
+    @property
+    def text_settings(self) -> str:
+        """What `encode_prompt` depends on besides prompts and weights, for the key of a cache."""
+        return ""
+
+    @abstractmethod
+    def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
+        """Compute activations again in backward instead of keeping them: of all blocks, MLPs, or every n-th block."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a complete model that `from_pretrained` reads."""

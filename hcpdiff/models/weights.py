@@ -18,6 +18,8 @@ DIFFUSERS = "diffusion_pytorch_model"  # how diffusers calls weights; transforme
 def load(module: nn.Module, folder: Path, *, name: str = DIFFUSERS, dtype: torch.dtype | None = None) -> None:
     """Give `module`, usually on the meta device, the weights of `folder`; every one must be there and fit.
 
+    They are copied out of the file: mapped ones lie unaligned, which changes the last bits of what is computed.
+
     Raises:
         FileNotFoundError: there are no weights.
         ValueError: names or shapes differ.
@@ -35,7 +37,11 @@ def load(module: nn.Module, folder: Path, *, name: str = DIFFUSERS, dtype: torch
             raise ValueError(
                 f"{folder}: {key} has shape {tuple(value.shape)}; by config.json it is {tuple(own[key].shape)}"
             )
-    module.load_state_dict({k: v.to(dtype or v.dtype) for k, v in state.items()}, assign=True)
+    module.load_state_dict({k: v.to(dtype or v.dtype, copy=True) for k, v in state.items()}, assign=True)
+
+
+def present(folder: Path, *, name: str = DIFFUSERS) -> bool:
+    return (folder / f"{name}.safetensors").exists() or (folder / f"{name}.safetensors.index.json").exists()
 
 
 def read(folder: Path, *, name: str = DIFFUSERS) -> dict[str, Tensor]:

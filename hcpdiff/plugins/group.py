@@ -77,6 +77,8 @@ class PluginGroup(nn.Module):
     def set_strength(self, name: str, value: float) -> None:
         """How strongly a plugin works: 0 not at all, 1 as trained."""
         for a in self._named(name):
+            if a.plugin.strength == value:
+                continue
             if not a.plugin.adjustable:
                 raise ValueError(f"plugins.{name}: {type(a.plugin).__name__} has no strength to set")
             if a.plugin.fused:
@@ -159,7 +161,7 @@ class PluginGroup(nn.Module):
         return copy_all(self.state_dict(), state_dict, where="plugins")
 
     def load_plugin_state_dict(self, name: str, state: Mapping[str, Tensor], *, where: str | None = None) -> LoadReport:
-        """Inverse of `plugin_state_dict`; raises as `load_state_dict` does, with `where` as the place of the mistake."""
+        """Inverse of `plugin_state_dict`; raises as `load_state_dict` does, naming `where`."""
         return copy_all(self.plugin_state_dict(name), state, where=where or f"plugins.{name}")
 
     def _attached(self) -> list[Attachment]:

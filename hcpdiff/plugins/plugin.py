@@ -84,6 +84,10 @@ class Plugin(nn.Module, ABC):
         """Inverse of `to_file`: its own state; tensors may be missing."""
         return tensors
 
+    def file_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that build this plugin again for its file."""
+        return dict(options)
+
     @classmethod
     def file_header(cls, plugins: Mapping[str, Plugin]) -> dict[str, str]:
         """What other tools want to find in the header of a file with these plugins, by layer path in the file."""

@@ -32,7 +32,7 @@ PARTS = {
     "text_encoders.t5": "text_encoder_3",
 }
 HEADER = "hcpdiff.plugin"
-_SAVED = ("on", "layers", "from_layers", "to_layers", "branch", "overrides", "options")  # of a spec
+_SAVED = ("on", "layers", "from_layers", "to_layers", "branch", "overrides")  # of a spec
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
             scales[layer] = scale
     settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "scales": scales}
     settings |= {key: getattr(spec, key) for key in _SAVED if getattr(spec, key)}
+    settings["options"] = next(iter(plugins.values())).file_options(spec.options)
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}
     header |= spec.plugin.file_header({_outside(layer): plugin for layer, plugin in plugins.items()})
     header |= {"format": "pt", HEADER: _json(settings, f"plugins.{name}")}

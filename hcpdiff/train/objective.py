@@ -9,11 +9,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hcpdiff.diffusion.guidance import guided
+from hcpdiff.diffusion.losses import masked, mse
+from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.diffusion.process import Process
+from hcpdiff.diffusion.timesteps import uniform
 from hcpdiff.models.family import ModelFamily
-from hcpdiff.plugins.attach import PluginGroup
-from hcpdiff.plugins.base import PluginInputs
+from hcpdiff.plugins.group import PluginGroup
+from hcpdiff.plugins.plugin import PluginInputs
 from hcpdiff.randomness import generator
+from hcpdiff.train.settings import TrainSettings
 from hcpdiff.types import Batch, Conditioning
 
 
@@ -45,18 +49,36 @@ class Objective(nn.Module):
         self.timesteps, self.noise, self.loss = timesteps, noise, loss
         self.weighting, self.guidance = weighting, guidance
 
+    @classmethod
+    def from_settings(cls, family: ModelFamily, plugins: PluginGroup, settings: TrainSettings, *, seed: int) -> Objective:
+        """The objective of a run; what its settings leave out is uniform timesteps, Gaussian noise and squared error."""
+        return cls(
+            family,
+            plugins,
+            seed=seed,
+            timesteps=settings.timesteps or uniform,
+            noise=settings.noise or gaussian,
+            loss=settings.loss or mse,
+            weighting=settings.weighting,
+            guidance=settings.guidance,
+        )
+
     def forward(self, batch: Batch, *index: int | str) -> Tensor:
         """The loss of every sample, (B,); `index` names the draw of noise and timesteps, e.g. (step, dataset)."""
         family, process, n = self.family, self.family.process, len(batch)
+
+        def draw(purpose: str) -> Generator:
+            return generator(self.seed, purpose, *index)
+
         with torch.set_grad_enabled(self.vae_trained and torch.is_grad_enabled()):
-            latents = batch.images if batch.encoded else family.encode_image(batch.images)
-        noise = self.noise(latents, generator(self.seed, "noise", *index))
-        t = self.timesteps(n, generator(self.seed, "timesteps", *index)).to(latents.device)
+            latents = batch.images if batch.encoded else family.encode_image(batch.images, generator=draw("latents"))
+        noise = self.noise(latents, draw("noise"))
+        t = process.snap(self.timesteps(n, draw("timesteps"))).to(latents.device)
         noisy = process.add_noise(latents, noise, t)
         pred = self._single(batch, noisy, t) if self.guidance is None else self._guided(batch, noisy, t)
         error = self.loss(pred.float(), process.target(latents, noise, t).float(), t, process)
         if batch.loss_mask is not None:
-            error = error * nn.functional.interpolate(batch.loss_mask, error.shape[-2:], mode="area").to(error.dtype)
+            error = masked(error, batch.loss_mask)
         per_sample = error.flatten(1).mean(1)
         if self.weighting is not None:
             per_sample = per_sample * self.weighting(t, process).to(per_sample)

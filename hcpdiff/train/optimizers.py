@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 from hcpdiff.config.ranges import Range
 
@@ -58,21 +59,18 @@ class Muon(Optimizer):
             "betas": (beta1, beta2),
             "eps": eps,
             "weight_decay": weight_decay,
-            "step": 0,
         }
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            group["step"] += 1
             params = [p for p in group["params"] if p.grad is not None]
-            matrices = [p for p in params if self.is_matrix(p)]
-            self._muon(matrices, group)
+            self._muon([p for p in params if self.is_matrix(p)], group)
             self._adamw([p for p in params if not self.is_matrix(p)], group)
         return loss
 
@@ -83,37 +81,43 @@ class Muon(Optimizer):
         short, long = sorted(parameter.shape)
         return short >= self.min_side and long <= self.max_aspect * short
 
-    def _muon(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         for same in _by_shape(params):
-            grads = [p.grad for p in same]
-            averages = [self._state(p, "momentum") for p in same]
-            torch._foreach_lerp_(averages, grads, 1 - momentum)
-            directions = orthogonalise(torch.stack(torch._foreach_lerp(grads, averages, momentum)), self.iterations)
-            torch._foreach_mul_(same, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(same, list(directions.to(same[0].dtype)), alpha=-lr * 0.2 * max(same[0].shape) ** 0.5)
+            directions = [self._momentum(p, momentum) for p in same]
+            steps = orthogonalise(torch.stack(directions), self.iterations).to(same[0].dtype)
+            for p, step in zip(same, steps, strict=True):
+                p.mul_(1 - lr * group["weight_decay"]).add_(step, alpha=-lr * 0.2 * max(p.shape) ** 0.5)
 
-    def _adamw(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        if not params:
-            return
-        (beta1, beta2), lr, step = group["betas"], group["lr"] * group["adamw_ratio"], group["step"]
-        grads = [p.grad for p in params]
-        means = [self._state(p, "exp_avg") for p in params]
-        squares = [self._state(p, "exp_avg_sq") for p in params]
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        scales = torch._foreach_div(squares, 1 - beta2**step)
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, group["eps"])
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_addcdiv_(params, means, scales, -lr / (1 - beta1**step))
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        """The gradient averaged over the steps, in Nesterov's form."""
+        state, grad = self.state[parameter], _grad(parameter)
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average = state["momentum"].lerp_(grad, 1 - momentum)
+        return grad.lerp(average, momentum)
 
-    def _state(self, parameter: nn.Parameter, name: str) -> Tensor:
-        state = self.state[parameter]
-        if name not in state:
-            state[name] = torch.zeros_like(parameter)
-        return state[name]
+    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        for p in params:
+            if not self.state[p]:
+                self.state[p] |= {"step": torch.tensor(0.0)}
+                self.state[p] |= {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+        states = [self.state[p] for p in params]
+        adamw(
+            params,
+            [_grad(p) for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"] * group["adamw_ratio"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -130,9 +134,14 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     return x if wide else x.mT
 
 
-def _by_shape(params: list[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
+def _by_shape(params: list[Tensor]) -> Iterable[list[Tensor]]:
     """Parameters of one shape together, which then share their products."""
-    groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for p in params:
         groups[tuple(p.shape)].append(p)
     return groups.values()
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hcpdiff.models.family import ModelFamily
-from hcpdiff.plugins.attach import PluginGroup
+from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.targets import find_layers
 from hcpdiff.train.settings import LayerGroup
 
@@ -33,7 +33,7 @@ def parameter_groups(family: ModelFamily, plugins: PluginGroup, finetune: Sequen
         for p in params:
             p.requires_grad_(True)
         groups.append({"params": params, "name": f"finetune[{i}]"} | ({} if group.lr is None else {"lr": group.lr}))
-    groups += plugins.param_groups()
+    groups += [{k: v for k, v in group.items() if v is not None} for group in plugins.param_groups()]
     if not groups:
         raise ValueError("nothing to train: give the config a `plugins` or a `finetune` section")
     return groups

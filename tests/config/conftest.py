@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hcpdiff.config import loading
-from hcpdiff.config import sections
+from hcpdiff.config import loading, sections
 from hcpdiff.config.checking import check
 from hcpdiff.config.loading import Config, load
 

@@ -103,7 +103,10 @@ def test_containers_are_plain(toys):
 
 
 def test_a_target_that_two_places_share_is_built_for_each(config):
-    made = build(config("model: {_target_: toybox.Square}\ndata: {}\ntrain: {steps: 1, shapes: ['${model}', '${model}']}"), "train")
+    made = build(
+        config("model: {_target_: toybox.Square}\ndata: {}\ntrain: {steps: 1, shapes: ['${model}', '${model}']}"),
+        "train",
+    )
     assert made.shapes[0] is not made.shapes[1]
 
 

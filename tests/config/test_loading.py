@@ -130,17 +130,24 @@ def test_every_interpolation_that_leads_nowhere_is_found(write):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: b: c", "my.yaml:1:5: broken YAML: a second ':' in one line, or wrong indentation; put text that contains ': ' in quotes"),
+        (
+            "a: b: c",
+            "my.yaml:1:5: broken YAML: a second ':' in one line, or wrong indentation; "
+            "put text that contains ': ' in quotes",
+        ),
         ("a: 1\na: 2", "my.yaml:2:1: broken YAML: duplicate key a; keep one of the two"),
         ("a: [1\nb: 2", "my.yaml:2:2: broken YAML: expected ',' or ']', but got ':'"),
         (
             "a: @b",
-            "my.yaml:1:4: broken YAML: found character '@' that cannot start any token; indent with spaces, and put text "
-            "that starts with a special character in quotes",
+            "my.yaml:1:4: broken YAML: found character '@' that cannot start any token; indent with spaces, and put "
+            "text that starts with a special character in quotes",
         ),
         ("- a", "my.yaml: a config is made of `key: value` lines"),
-        ("a: !!python/object/apply:os.getcwd []", "my.yaml:1:4: broken YAML: could not determine a constructor for the tag "
-         "'tag:yaml.org,2002:python/object/apply:os.getcwd'"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            "my.yaml:1:4: broken YAML: could not determine a constructor for the tag "
+            "'tag:yaml.org,2002:python/object/apply:os.getcwd'",
+        ),
         ("defaults: [my]", "my.yaml: defaults: the file inherits itself; rename it, or remove it from its defaults"),
         ("defaults: lora", "my.yaml:1: defaults: is a list of files; start each with '- '"),
         ("defaults:\n  - lorra", "my.yaml:2: defaults: there is no config 'lorra'; use one of lora"),
@@ -152,15 +159,22 @@ def test_every_interpolation_that_leads_nowhere_is_found(write):
         ),
         (
             "defaults:\n  - lora\n  - override modle: big",
-            "my.yaml:3: defaults: no default before it chooses 'modle', so there is nothing to override; did you mean 'model'?",
+            "my.yaml:3: defaults: no default before it chooses 'modle', so there is nothing to override; "
+            "did you mean 'model'?",
         ),
-        ("defaults:\n  - lora\n  - overide model: big", "my.yaml:3: defaults[1]: 'overide' means nothing here; did you mean 'override'?"),
+        (
+            "defaults:\n  - lora\n  - overide model: big",
+            "my.yaml:3: defaults[1]: 'overide' means nothing here; did you mean 'override'?",
+        ),
         (
             "defaults:\n  - lora\n  - model: big",
             "my.yaml:3: defaults: 'model' is chosen twice; write `- override /model: ...` for the one that counts, "
             "as the last default",
         ),
-        ("defaults: [{a: b, c: d}]", "my.yaml:1: defaults[0]: is not `file`, `group: option` or `override group: option`"),
+        (
+            "defaults: [{a: b, c: d}]",
+            "my.yaml:1: defaults[0]: is not `file`, `group: option` or `override group: option`",
+        ),
         ("hydra: {searchpath: ['pkg://evil']}", "my.yaml:1: hydra: is no section of a config; remove it"),
     ],
 )
@@ -212,7 +226,7 @@ def test_what_is_saved_loads_back_to_the_same(write):
         "my.yaml",
         r"""
         on: "1e-4"
-        texts: ["yes", "null", "12", "a: b", " x ", '\${a} \\\${b} ${name}', "é 图", "two\nlines", "", "~", "2020-01-01"]
+        texts: ["yes", "null", "12", "a: b", " x ", '\${a} \\\${b} ${name}', "é 图", "two\nlines", "", "~"]
         numbers: [1, 1.5, 1e-8, -3, .inf]
         others: [true, null, [], {}]
         path: ${name}/x
@@ -241,4 +255,16 @@ def test_loading_leaves_hydra_of_a_notebook_alone(write):
 
 def test_importing_the_package_and_help_need_neither_hydra_nor_torch():
     code = "import sys, hcpdiff.config; print([m for m in ('hydra', 'omegaconf', 'torch', 'yaml') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_replace_drops_what_inherited_files_say_of_a_group(shipped):
+    shipped("my.yaml", "defaults: [lora]\nmodel: {_target_: toybox.Line, length: 1, _replace_: true}\n")
+    config = load("my.yaml")
+    assert config["model"] == {"_target_": "toybox.Line", "length": 1}
+    assert str(config.origin(("model", "side"))) == "my.yaml:2"
+    shipped("my.yaml", "defaults: [lora]\nmodel: {side: 1, _replace_: false}\nnew: {deep: {_replace_: true, a: 1}}\n")
+    assert load("my.yaml")["model"] == {"_target_": "toybox.Square", "side": 1}
+    assert load("my.yaml")["new"] == {"deep": {"a": 1}}

@@ -20,7 +20,7 @@ def kept(size: np.ndarray, target: tuple[int, int]) -> float:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_kmeans_finds_the_optimum(count: int) -> None:
-    values = np.random.default_rng(count).normal(size=9)
+    values = np.random.default_rng(count).normal(size=7)
     labels = kmeans(values, count)[1]
 
     def spread(labels: np.ndarray) -> float:

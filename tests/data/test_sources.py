@@ -45,9 +45,9 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_names_key_and_path(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="path: no folder at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"path: no folder at .*nowhere"):
         FolderSource(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="control_images: no folder at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"control_images: no folder at .*nowhere"):
         FolderSource(tmp_path, control_images=tmp_path / "nowhere")
 
 

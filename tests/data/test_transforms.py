@@ -75,7 +75,7 @@ def test_a_mask_never_leaves_its_range() -> None:
 
 def test_another_shape_is_an_error_that_gives_both() -> None:
     record = Record(gradient(64, 64), inputs={"control_image": gradient(64, 80)})
-    with pytest.raises(ValueError, match="the control_image is 64 x 80, .* not the shape of the image, 64 x 64"):
+    with pytest.raises(ValueError, match=r"the control_image is 64 x 80, .* not the shape of the image, 64 x 64"):
         cut(record, place((64, 64), (32, 32)))
 
 

@@ -35,13 +35,20 @@ class Square:
         return self.side**2
 
 
+class Other(Shape):
+    def area(self) -> float:
+        return 0.0
+
+
 class Line:
     def __init__(self, length: float) -> None:
         self.length = length
 
 
 class Optimizer:
-    def __init__(self, params: Sequence[float], lr: float = 0.1, *, decay: Annotated[float, Range(ge=0, le=1)] = 0.0) -> None:
+    def __init__(
+        self, params: Sequence[float], lr: float = 0.1, *, decay: Annotated[float, Range(ge=0, le=1)] = 0.0
+    ) -> None:
         self.params, self.lr, self.decay = params, lr, decay
 
 
@@ -72,7 +79,10 @@ def broken(reason: str = "no reason") -> None:
 
 
 def sink(first: int = 0, **kwargs: Any) -> dict[str, Any]:
-    return {"first": first, "second": kwargs.pop("second", None), "third": kwargs["third"] if "third" in kwargs else None}
+    found = {"first": first, "second": kwargs.pop("second", None)}
+    if kwargs:
+        found["third"] = kwargs["third"]
+    return found
 
 
 class Parent:
@@ -84,6 +94,20 @@ class Child(Parent):
     def __init__(self, depth: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.depth = depth
+
+
+class Remote:
+    """Takes what makes other libraries run code that they download."""
+
+    def __init__(
+        self,
+        *,
+        trust_remote_code: bool = False,
+        custom_pipeline: str | None = None,
+        code_revision: str | None = None,
+        weights_only: bool = True,
+    ) -> None:
+        raise AssertionError("must not be reached")
 
 
 @dataclass(kw_only=True)

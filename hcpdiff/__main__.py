@@ -1,0 +1,3 @@
+from hcpdiff.cli import main
+
+main()

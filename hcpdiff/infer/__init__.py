@@ -1,0 +1,33 @@
+"""Inference: requests, the one loop that makes pictures, and their files."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from hcpdiff import lazy
+
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "Adapter": "hcpdiff.infer.request:Adapter",
+        "InferSettings": "hcpdiff.infer.request:InferSettings",
+        "Picture": "hcpdiff.infer.generate:Picture",
+        "Request": "hcpdiff.infer.request:Request",
+        "contact_sheet": "hcpdiff.infer.save:contact_sheet",
+        "generate": "hcpdiff.infer.generate:generate",
+    },
+)
+
+
+class _Callable(ModuleType):
+    """`hcpdiff.infer(...)` runs a config, although `hcpdiff.infer` is a package too."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from hcpdiff.infer.run import infer
+
+        return infer(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

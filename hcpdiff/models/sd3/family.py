@@ -1,0 +1,180 @@
+"""Stable Diffusion 3 and 3.5: an MMDiT, two CLIP text encoders and, optionally, a T5."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hcpdiff.diffusion import timesteps
+from hcpdiff.diffusion.process import FlowMatching
+from hcpdiff.models import vae as autoencoder
+from hcpdiff.models.family import LatentSpec, ModelFamily
+from hcpdiff.models.sd3 import folder as disk
+from hcpdiff.models.sd3.transformer import MMDiT
+from hcpdiff.models.text import clip, t5
+from hcpdiff.models.text.tokenize import token_ids
+from hcpdiff.models.weights import as_dtype
+from hcpdiff.types import Conditioning
+
+PARTS = ("denoiser", "text_encoders", "vae")
+
+
+class SD3(ModelFamily):
+    """SD3 medium, SD3.5 medium and SD3.5 large (arXiv:2403.03206).
+
+    Text encoders and VAE stay in eval mode, so that a caption has one conditioning; whether they learn is the caller's.
+
+    Args:
+        text_encoders: "clip_l", "clip_g" and perhaps "t5"; `tokenizers` by the same names.
+        t5_tokens: how many tokens the T5 gives. Without a T5 the model is shown as many zeros.
+        compact_t5: give those zeros as one token that counts for all: the same result, and faster.
+        scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
+    """
+
+    denoiser: MMDiT
+
+    def __init__(
+        self,
+        denoiser: MMDiT,
+        text_encoders: Mapping[str, nn.Module],
+        tokenizers: Mapping[str, Any],
+        vae: Any,
+        *,
+        t5_tokens: int = 256,
+        compact_t5: bool = True,
+        scheduler: Mapping[str, Any] = disk.SCHEDULER,
+    ) -> None:
+        super().__init__()
+        if t5_tokens < 1:
+            raise ValueError(f"t5_tokens: {t5_tokens} is no number of tokens; use 1 or more, usually 256")
+        self.denoiser, self.vae = denoiser, vae
+        self.text_encoders = nn.ModuleDict(dict(text_encoders))
+        self.tokenizers = dict(tokenizers)
+        self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)
+        self.process = FlowMatching()
+        cell = autoencoder.downscale(vae)
+        self.latent = LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        text_dtype: str | torch.dtype | None = None,
+        vae_dtype: str | torch.dtype = "float32",
+        t5: bool = True,
+        t5_tokens: int = 256,
+        compact_t5: bool = True,
+        from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
+        seed: int = 0,
+    ) -> SD3:
+        """Read a folder of diffusers' StableDiffusion3Pipeline, or such a repository of the Hugging Face hub.
+
+        Args:
+            path: folder, or owner/name.
+            revision: of the repository.
+            text_dtype: None takes `dtype`.
+            t5: read the T5 if the model has one. False saves most of the memory and costs fidelity to long prompts.
+            from_scratch: parts that start from random weights; of these the configs are read, and nothing else is needed.
+            seed: of these random weights.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository, or a file is missing.
+            ValueError: a setting is wrong, or weights do not fit their config.
+        """
+        if unknown := set(from_scratch) - set(PARTS):
+            raise ValueError(f"from_scratch: {sorted(unknown)[0]!r} is no part of SD3; use any of {', '.join(PARTS)}")
+        main, text = as_dtype(dtype), as_dtype(text_dtype or dtype)
+        files = disk.SD3Folder(path, revision=revision, use_t5=t5)
+        seeds = {part: seed if part in from_scratch else None for part in PARTS}
+        return cls(
+            files.denoiser(main, seed=seeds["denoiser"]),
+            {name: files.text_encoder(name, text, seed=seeds["text_encoders"]) for name in files.encoders},
+            {name: files.tokenizer(name) for name in files.encoders},
+            files.vae(as_dtype(vae_dtype), seed=seeds["vae"]),
+            t5_tokens=t5_tokens,
+            compact_t5=compact_t5,
+            scheduler=files.scheduler(),
+        )
+
+    @classmethod
+    def skeleton(cls, part: str, /, *args: Any, **kwargs: Any) -> nn.Module:
+        """`part` of what `from_pretrained` would give for the same arguments, on the meta device, without its weights.
+
+        Args:
+            part: "denoiser", "vae", "text_encoders" or e.g. "text_encoders.clip_l".
+        """
+        given = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
+        given.apply_defaults()
+        path, revision, use_t5 = (given.arguments[name] for name in ("path", "revision", "t5"))
+        return disk.SD3Folder(path, revision=revision, use_t5=use_t5, only_configs=True).skeleton(part)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read."""
+        encoders = dict(self.text_encoders.items())
+        disk.write(Path(folder), self.denoiser, encoders, self.tokenizers, self.vae, self.scheduler)
+
+    @property
+    def spacing(self) -> Callable[..., Tensor]:
+        """The timesteps that sampling visits unless told otherwise: (num_steps, process, size) -> (num_steps,)."""
+        return partial(timesteps.flow, shift=self.scheduler.get("shift", 1.0))
+
+    @property
+    def text_settings(self) -> str:
+        return f"t5_tokens={self.t5_tokens} compact={self.compact_t5}"
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """CLIP tokens beside each other, padded to the T5's width, then the T5's tokens; pooled CLIP features."""
+        length = self.tokenizers["clip_l"].model_max_length
+        features = [clip.encode(self.text_encoders[n], self._ids(n, prompts, length)) for n in disk.CLIPS]
+        tokens = torch.cat([tokens for tokens, _ in features], dim=-1)
+        pooled = torch.cat([pooled for _, pooled in features], dim=-1)
+        tokens = F.pad(tokens, (0, self.denoiser.config.joint_attention_dim - tokens.shape[-1]))
+        if "t5" in self.text_encoders:
+            long = t5.encode(self.text_encoders["t5"], self._ids("t5", prompts, self.t5_tokens))
+            return Conditioning(torch.cat([tokens, long.to(tokens.dtype)], dim=1), pooled=pooled)
+        if not self.compact_t5:
+            return Conditioning(F.pad(tokens, (0, 0, 0, self.t5_tokens)), pooled=pooled)
+        mask = F.pad(tokens.new_ones(tokens.shape[:2]), (0, 1), value=float(self.t5_tokens))
+        return Conditioning(F.pad(tokens, (0, 0, 0, 1)), mask, pooled)
+
+    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, scaled for the denoiser: what a cache keeps, to sample later."""
+        return autoencoder.latent_distribution(self.vae, images)
+
+    def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The predicted flow, noise - latents, in the dtype of `noisy_latents`."""
+        dtype, tokens, pooled = self.denoiser.dtype, conditioning.tokens, conditioning.pooled
+        if pooled is None:
+            raise ValueError("SD3.denoise: the conditioning has no pooled vector; make it with SD3.encode_prompt")
+        flow = self.denoiser(
+            noisy_latents.to(dtype), timesteps, tokens.to(dtype), pooled.to(dtype), conditioning.mask
+        )
+        return flow.to(noisy_latents.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return autoencoder.decode(self.vae, latents)
+
+    def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
+        """See `MMDiT.gradient_checkpointing`."""
+        self.denoiser.gradient_checkpointing(mode)
+
+    def train(self, mode: bool = True) -> SD3:
+        super().train(mode)
+        self.text_encoders.eval()
+        self.vae.eval()
+        return self
+
+    def _ids(self, name: str, prompts: Sequence[str], length: int) -> Tensor:
+        device = self.text_encoders[name].get_input_embeddings().weight.device
+        return token_ids(self.tokenizers[name], prompts, length).to(device)

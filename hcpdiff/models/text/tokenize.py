@@ -1,0 +1,31 @@
+"""Prompts to token ids of one length. What does not fit is cut, and said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> Tensor:
+    """(B, length) ids, padded or cut; a prompt that is cut is logged, the first time it is seen."""
+    texts = list(prompts)
+    encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    for text, full in zip(texts, encoded.attention_mask[:, -1].tolist(), strict=True):
+        if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
+            _warn(text, length, tokenizer.decode(whole[length - 1 : -1]).strip())
+    return encoded.input_ids
+
+
+@lru_cache(maxsize=10_000)
+def _warn(prompt: str, length: int, lost: str) -> None:
+    shown = prompt if len(prompt) <= 60 else prompt[:60] + "..."
+    logger.warning("prompt %r is longer than %d tokens; the text encoder does not see: %r", shown, length, lost)

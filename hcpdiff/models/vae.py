@@ -1,0 +1,46 @@
+"""Images to latents and back, by diffusers' AutoencoderKL, in the scale that the denoiser is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hcpdiff.models.weights import read_json
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def latent_distribution(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the latents of (B, 3, H, W) images in [-1, 1], (B, C, h, w) each."""
+    posterior = vae.encode(images.to(vae.dtype)).latent_dist
+    scale, shift = scale_and_shift(vae)
+    return (posterior.mean - shift) * scale, posterior.std * scale
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """(B, C, h, w) latents to (B, 3, H, W) images in [-1, 1]."""
+    scale, shift = scale_and_shift(vae)
+    return vae.decode(latents.to(vae.dtype) / scale + shift).sample.clamp(-1, 1)
+
+
+def scale_and_shift(vae: AutoencoderKL) -> tuple[float, float]:
+    """The denoiser's latents are (latents - shift) * scale; models without a shift have null or no key for it."""
+    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def downscale(vae: AutoencoderKL) -> int:
+    """Pixels per latent cell, per side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> AutoencoderKL:
+    """The VAE of a `vae/` folder; without `weights`, as the current default device and random state make it."""
+    from diffusers import AutoencoderKL
+
+    if weights:
+        return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype)
+    return AutoencoderKL.from_config(read_json(folder / "config.json"))

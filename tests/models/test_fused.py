@@ -1,0 +1,100 @@
+"""The hand-written backwards against autograd of the plain formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hcpdiff.models.fused import gated, heads_of, modulated_norm, rms_norm
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
+
+
+def plain_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+STEPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
+    "modulated_norm": (modulated_norm, plain_modulated_norm, [normal(2, 5, 8), normal(2, 1, 8), normal(2, 1, 8, seed=1)]),
+    "gated": (gated, lambda x, g, u: x + g * u, [normal(2, 5, 8), normal(2, 1, 8), normal(2, 5, 8, seed=1)]),
+    "rms_norm": (rms_norm, lambda x, w: F.rms_norm(x, w.shape, w, 1e-6), [normal(2, 5, 3, 8), normal(8)]),
+}
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (0, 1)])
+@pytest.mark.parametrize("name", STEPS)
+def test_value_and_gradients_equal_autograd_whatever_is_frozen(name: str, frozen: tuple[int, ...]) -> None:
+    fused, plain, values = STEPS[name]
+    results = []
+    for step in (fused, plain):
+        inputs = [v.clone().requires_grad_(i not in frozen) for i, v in enumerate(values)]
+        output = step(*inputs)
+        if output.requires_grad:
+            (output * normal(*output.shape, seed=9)).sum().backward()
+        results.append([output, *(x.grad for x in inputs)])
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+
+
+def layers(bias: bool = True) -> list[nn.Linear]:
+    made = [nn.Linear(6, 8, bias=bias, dtype=torch.float64) for _ in range(3)]
+    for i, layer in enumerate(made):
+        for j, parameter in enumerate(layer.parameters()):
+            parameter.data = normal(*parameter.shape, seed=i + 10 * j)
+    return made
+
+
+@pytest.mark.parametrize("weights_learn", [True, False])
+@pytest.mark.parametrize("x_learns", [True, False])
+def test_joined_projections_equal_separate_ones(weights_learn: bool, x_learns: bool) -> None:
+    results = []
+    for project in (heads_of, lambda x, made, size: [layer(x).unflatten(-1, (-1, size)) for layer in made]):
+        made = [layer.requires_grad_(weights_learn) for layer in layers()]
+        x = normal(2, 5, 6).requires_grad_(x_learns)
+        outputs = project(x, made, 4)
+        if weights_learn or x_learns:
+            sum((y * normal(*y.shape, seed=i)).sum() for i, y in enumerate(outputs)).backward()
+        results.append([*outputs, x.grad, *(p.grad for layer in made for p in layer.parameters())])
+    for ours, wanted in zip(*results, strict=True):
+        assert (ours is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_whatever_is_attached_to_a_projection_is_respected() -> None:
+    x = normal(2, 5, 6)
+    seen: list[str] = []
+
+    class Wrapped(nn.Module):
+        def __init__(self, host: nn.Linear) -> None:
+            super().__init__()
+            self.host = host
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.host(x) + 1
+
+    hooked, pre_hooked, patched = layers(), layers(), layers()
+    hooked[0].register_forward_hook(lambda *_: seen.append("hook"))
+    pre_hooked[1].register_forward_pre_hook(lambda *_: seen.append("pre-hook"))
+    patched[2].forward = lambda x: seen.append("patched") or F.linear(x, patched[2].weight)  # type: ignore[method-assign]
+    for case in (hooked, pre_hooked, patched, layers(bias=False)):
+        heads_of(x, case, 4)
+    assert seen == ["hook", "pre-hook", "patched"]
+    wrapped = heads_of(x, [Wrapped(layers()[0]), *layers()[1:]], 4)
+    torch.testing.assert_close(wrapped[0], heads_of(x, layers(), 4)[0] + 1)
+
+
+def test_frozen_projections_keep_nothing_but_their_weights() -> None:
+    measure = pytest.importorskip("tests.benchmarks.measure")
+    frozen = [layer.requires_grad_(False) for layer in layers()]
+    x = normal(2, 50, 6).requires_grad_()
+    assert measure.saved_bytes(lambda: heads_of(x, frozen, 4)) == 0
+    assert measure.saved_bytes(lambda: gated(x, normal(2, 1, 6), x)) == 2 * 6 * 8, "the gate alone"
