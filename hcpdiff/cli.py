@@ -69,8 +69,9 @@ def infer(
     texts = (prompt or []) + (prompts_from_file(prompts) if prompts else [])
     given = {"prompts": texts or None, "negative": negative, "seed": seed, "out": None if out is None else str(out)}
     changes = {key: value for key, value in given.items() if value is not None}
-    folder = run(cfg, overrides or (), changes=changes, trust=trust or ())[1]
-    print(f"done: {folder}")
+    pictures = run(cfg, overrides or (), changes=changes, trust=trust or ())
+    for picture in pictures:
+        print(picture.path)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """Draw the pictures of examples/data: a background style that the tiny model has never seen, for it to learn.
 
-    python scripts/make_example_data.py --out examples/data/striped
+python scripts/make_example_data.py --out examples/data/striped
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def check(
             reader.wrong((section,), "is missing; add this section")
     if selectors and not reader.mistakes:
         check_selectors(config, reader)
-    return reader.mistakes
+    return list(dict.fromkeys(reader.mistakes))
 
 
 def require(config: Config, *needs: str) -> None:

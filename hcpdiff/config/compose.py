@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,7 @@ def compose(file: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictCo
             repository = CachingConfigRepository(loader.repository)
             wanted = _as_hydra_wants(parsed, repository, file.stem)
             defaults = create_defaults_list(repository, file.stem, wanted, prepend_hydra=False, skip_missing=False)
-            raw = OmegaConf.create()
-            for default in defaults.defaults:
-                _merge(raw, loader._load_single_config(default, repository).config)
+            raw = _merged(loader._load_single_config(default, repository).config for default in defaults.defaults)
             loader._apply_overrides_to_config(defaults.config_overrides, raw)
     except ConfigError:
         raise
@@ -120,19 +118,30 @@ def _as_hydra_wants(overrides: Sequence[Override], repository: IConfigRepository
     return OverridesParser.create().parse_overrides(lines)
 
 
-def _merge(below: DictConfig, above: Any) -> None:
-    """Merge one config over the others; a group with `_replace_: true` drops what they say there."""
-    _make_room(below, above)
-    below.merge_with(above)
+def _merged(configs: Iterable[Any]) -> DictConfig:
+    """The configs, each over the ones before it; a group with `_replace_: true` drops what those say there."""
+    merged = OmegaConf.create()
+    for config in configs:
+        _make_room(merged, config)
+        merged.merge_with(config)
+    _without_replace(merged)
+    return merged
 
 
 def _make_room(below: DictConfig, above: DictConfig) -> None:
-    for name in list(above):
+    for name in above:
         child = _group(above, name)
         if child is not None:
-            if child.pop(REPLACE, False):
+            if child.get(REPLACE):
                 below.pop(name, None)
             _make_room(_group(below, name) or OmegaConf.create(), child)
+
+
+def _without_replace(config: DictConfig) -> None:
+    config.pop(REPLACE, None)
+    for name in config:
+        if (child := _group(config, name)) is not None:
+            _without_replace(child)
 
 
 def _group(node: DictConfig, name: Any) -> DictConfig | None:

@@ -44,8 +44,6 @@ def bare(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
             annotation = annotation.__supertype__
         elif getattr(annotation, "__value__", None) is not None:  # `type X = ...`
             annotation = annotation.__value__
-        elif typing.get_origin(annotation) in (typing.ClassVar, typing.Final, getattr(typing, "Required", None)):
-            annotation = typing.get_args(annotation)[0]
         else:
             return annotation, marks
 
@@ -55,18 +53,18 @@ def members(annotation: Any) -> list[Any]:
     inner, marks = bare(annotation)
     if typing.get_origin(inner) in (Union, types.UnionType):
         found = [member for arg in typing.get_args(inner) for member in members(arg)]
-        return [Annotated[(member, *marks)] for member in found] if marks else found
+        return [Annotated[(member, *marks)] if marks and member is not type(None) else member for member in found]
     if inner is typing.Optional or isinstance(inner, typing.TypeVar):
         return [Any]
     return [type(None) if inner is None else annotation]
 
 
 def anything(annotation: Any) -> bool:
-    """Whether every value fits."""
+    """Whether every value fits, or it cannot be known what fits."""
     inner = bare(annotation)[0]
-    return (
-        inner in (Any, object, inspect.Parameter.empty) or inner is UNSEEN or isinstance(inner, (typing.TypeVar, str))
-    )
+    if typing.get_origin(inner) is Literal and UNSEEN in typing.get_args(inner):
+        return True
+    return inner in (Any, object, inspect.Parameter.empty, UNSEEN) or isinstance(inner, (typing.TypeVar, str))
 
 
 def call_arity(annotation: Any) -> int | None:
@@ -104,12 +102,10 @@ def describe(annotation: Any) -> str:
     if origin is Literal:
         return "one of " * (len(args) > 1) + ", ".join(written(arg) for arg in args)
     if origin is tuple and args and args[-1] is not Ellipsis:
-        kinds = list(dict.fromkeys(describe(arg).removeprefix("a ") for arg in args))
-        return f"a list of {len(args)} {_plural(kinds[0]) if len(kinds) == 1 else 'values'}"
+        same = set(map(describe, args)) == {describe(args[0])} and len(members(args[0])) == 1
+        return f"a list of {len(args)} {_several(args[0]) if same else 'values'}"
     if origin in LISTS:
-        return (
-            f"a list of {_plural(describe(args[0]).removeprefix('a '))}" if args and not anything(args[0]) else "a list"
-        )
+        return f"a list of {_several(args[0])}" if args and not anything(args[0]) else "a list"
     if origin in MAPPINGS or dataclasses.is_dataclass(origin):
         return "`name: value` lines"
     if call_arity(annotation) is not None:
@@ -119,8 +115,10 @@ def describe(annotation: Any) -> str:
     return f"a {getattr(origin, '__name__', origin)}: `_target_: ...` and its arguments"
 
 
-def _plural(word: str) -> str:
-    return word if word.endswith(("s", "text")) or " " in word.removeprefix("whole ") else f"{word}s"
+def _several(annotation: Any) -> str:
+    """`whole numbers` for int."""
+    words = describe(annotation).removeprefix("a ")
+    return f"{words}s" if words in ("whole number", "number", "path") else words
 
 
 def written(value: Any) -> str:
@@ -170,9 +168,8 @@ def _int(value: Any) -> int:
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         quoted = isinstance(value, str) and value.strip().lstrip("+-").isdigit()
-        raise MisfitError(
-            f"{said(value)} is not a whole number" + (f"; write {value} without quotes" if quoted else "")
-        )
+        advice = f"; write {value} without quotes" if quoted else ""
+        raise MisfitError(f"{said(value)} is not a whole number{advice}")
     return value
 
 
@@ -180,11 +177,9 @@ def _float(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     try:
-        if isinstance(value, str):
-            return float(value)
+        return float(value if isinstance(value, str) else "")
     except ValueError:
-        pass
-    raise MisfitError(f"{said(value)} is not a number")
+        raise MisfitError(f"{said(value)} is not a number") from None
 
 
 def _text(value: Any) -> str:

@@ -81,9 +81,9 @@ def parsed(text: str) -> Key:
 
 
 def split(text: str, key: Key) -> tuple[Key, str]:
-    """A text such as `layers[1]: matches nothing`, said of `key`, as the key that it means and the rest.
+    """A text such as `model.path: no such file`, said of that key, as the key and the rest.
 
-    The text may begin with the whole key or with what lies below it.
+    The text may go further than the key, e.g. `plugins.style.layers[1]: ...` for `plugins.style`.
     """
     text = " ".join(text.split())
     if rest := re.fullmatch(rf"{re.escape(shown(key))}((?:\.\w+|\[\d+\])*): (.*)", text):

@@ -72,7 +72,7 @@ def _part(reader: Reader, parts: Skeleton, on: str, key: Key) -> Any:
     try:
         return parts(on)
     except OSError as error:
-        return reader.wrong_text(("model",), str(error))
+        return reader.wrong_text(("model", "path"), str(error))
     except (ValueError, AttributeError, KeyError) as error:
         return reader.wrong(key, f"the model has no part {on!r}: {error}")
 

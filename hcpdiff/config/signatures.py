@@ -131,16 +131,14 @@ def _read_from_sink(definition: Any, sink: str) -> list[str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(definition)))
     except (OSError, TypeError, SyntaxError):
         return []
-    names = []
+    found = []
     for node in ast.walk(tree):
         match node:
-            case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=name), attr="pop" | "get"), args=[ast.Constant(key), *_]
-            ):
-                names.append((name, key))
-            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(key)):
-                names.append((name, key))
-    return [key for name, key in names if name == sink and isinstance(key, str)]
+            case ast.Call(ast.Attribute(ast.Name(name), "pop" | "get"), [ast.Constant(str(key)), *_]) if name == sink:
+                found.append(key)
+            case ast.Subscript(ast.Name(name), ast.Constant(str(key))) if name == sink:
+                found.append(key)
+    return found
 
 
 def _scope(target: Any, definition: Any, name: str) -> dict[str, Any]:

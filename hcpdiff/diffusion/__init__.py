@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from hcpdiff import lazy
 
 if TYPE_CHECKING:
-    from hcpdiff.diffusion.guidance import guided
-    from hcpdiff.diffusion.process import DDPM, FlowMatching, Process
+    from hcpdiff.diffusion.guidance import guided as guided
+    from hcpdiff.diffusion.process import DDPM as DDPM
+    from hcpdiff.diffusion.process import FlowMatching as FlowMatching
+    from hcpdiff.diffusion.process import Process as Process
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.process import Process
 
 DeltaSchedule = Literal["constant", "exponential", "snr"]
@@ -29,7 +30,7 @@ def huber(
     timesteps: Tensor,
     process: Process,
     *,
-    delta: float = 0.1,
+    delta: Annotated[float, Range(gt=0, le=1)] = 0.1,
     schedule: DeltaSchedule = "constant",
 ) -> Tensor:
     """Pseudo-Huber loss 2 d (sqrt(e^2 + d^2) - d): squared for errors e below d, linear above (arXiv:2403.16728).

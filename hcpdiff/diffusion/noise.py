@@ -6,9 +6,13 @@ drawn on the generator's device, so that a CPU generator gives the same noise on
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
+
+from hcpdiff.config.ranges import Range
 
 
 def gaussian(latents: Tensor, generator: Generator) -> Tensor:
@@ -16,7 +20,7 @@ def gaussian(latents: Tensor, generator: Generator) -> Tensor:
     return _normal(latents.shape, generator).to(latents)
 
 
-def offset(latents: Tensor, generator: Generator, *, strength: float = 0.1) -> Tensor:
+def offset(latents: Tensor, generator: Generator, *, strength: Annotated[float, Range(gt=0)] = 0.1) -> Tensor:
     """Gaussian noise plus one random shift per image and channel, so that very dark and bright images can be learned.
 
     Args:
@@ -32,7 +36,13 @@ def offset(latents: Tensor, generator: Generator, *, strength: float = 0.1) -> T
     return (noise + strength * shift).to(latents)
 
 
-def pyramid(latents: Tensor, generator: Generator, *, levels: int = 10, discount: float = 0.9) -> Tensor:
+def pyramid(
+    latents: Tensor,
+    generator: Generator,
+    *,
+    levels: Annotated[int, Range(ge=2)] = 10,
+    discount: Annotated[float, Range(gt=0, le=1)] = 0.9,
+) -> Tensor:
     """Gaussian noise plus ever coarser noise, scaled back to unit variance per image.
 
     Level i is drawn at 1 / r^i of the size, with r uniform in [2, 4), enlarged bilinearly and weighted by

@@ -83,7 +83,7 @@ class Process(ABC):
         return clean.to(dtype), noise.to(dtype)
 
     def snap(self, timesteps: Tensor) -> Tensor:
-        """The timesteps near these, drawn from [0, 1000], that models of this process are trained at: DDPM's are whole."""
+        """The trained timesteps next to these, which are drawn from [0, 1000]: DDPM's are whole, flow's continuous."""
         return timesteps
 
     def snr(self, timesteps: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Process(ABC):
         return torch.cat([alpha, alpha.new_ones(1)]), torch.cat([sigma, sigma.new_zeros(1)])
 
     def _for_each_row(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) shaped to broadcast over `like` (B, ...), at least float32 so that half precision loses none."""
+        """(alpha, sigma) shaped to broadcast over `like` (B, ...); at least float32, so half precision rounds once."""
         dtype = torch.promote_types(like.dtype, torch.float32)
         alpha, sigma = (
             c.to(device=like.device, dtype=dtype).view(-1, *[1] * (like.ndim - 1)) for c in self.coefficients(timesteps)

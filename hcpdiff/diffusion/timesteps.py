@@ -7,8 +7,8 @@ was trained at. Every draw takes
 - `stratified`: one draw from each of `count` equal parts of the density, in random order, instead of independent ones,
   so that every batch covers the whole range and its loss varies less.
 
-A spacing is `f(num_steps, process, size, *, settings) -> (num_steps,)`, noisiest first; `size` is the picture's (height,
-width) in pixels, for those that depend on it. All are float64 on the CPU.
+A spacing is `f(num_steps, process, size, *, settings) -> (num_steps,)`, noisiest first; `size` is the picture's
+(height, width) in pixels, for those that depend on it. All are float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def exponential(
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
-    """SD3's resolution shift of sigma in [0, 1]: shift * sigma / (1 + (shift - 1) * sigma) (arXiv:2403.03206, Eq. 23)."""
+    """SD3's shift of sigma in [0, 1]: shift * sigma / (1 + (shift - 1) * sigma) (arXiv:2403.03206, Eq. 23)."""
     if shift <= 0:
         raise ValueError(f"shift: {shift} is not above 0; 1 changes nothing, SD3 has 3")
     return shift * sigma / (1 + (shift - 1) * sigma)

@@ -13,14 +13,18 @@ sigma * pred, as min(gamma, snr) * sigma^2, which is min(gamma * sigma^2, alpha^
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.process import Process
 
+Positive = Annotated[float, Range(gt=0)]
 
-def min_snr(timesteps: Tensor, process: Process, *, gamma: float = 5.0) -> Tensor:
+
+def min_snr(timesteps: Tensor, process: Process, *, gamma: Positive = 5.0) -> Tensor:
     """min(gamma, snr) on clean latents: keeps nearly clean timesteps from dominating (arXiv:2303.09556).
 
     Args:
@@ -30,7 +34,7 @@ def min_snr(timesteps: Tensor, process: Process, *, gamma: float = 5.0) -> Tenso
     return snr.clamp(max=_positive("gamma", gamma)) * factor
 
 
-def soft_min_snr(timesteps: Tensor, process: Process, *, gamma: float = 5.0) -> Tensor:
+def soft_min_snr(timesteps: Tensor, process: Process, *, gamma: Positive = 5.0) -> Tensor:
     """The same with a smooth corner: gamma * snr / (gamma + snr) on clean latents (arXiv:2401.11605)."""
     snr, factor = _snr_and_factor(timesteps, process)
     return _positive("gamma", gamma) * snr / (gamma + snr) * factor
@@ -42,8 +46,8 @@ def debiased(timesteps: Tensor, process: Process) -> Tensor:
     return snr.sqrt() * factor
 
 
-def p2(timesteps: Tensor, process: Process, *, gamma: float = 1.0, k: float = 1.0) -> Tensor:
-    """snr / (k + snr)^gamma on clean latents: less weight where only imperceptible detail is left (arXiv:2204.00227)."""
+def p2(timesteps: Tensor, process: Process, *, gamma: Positive = 1.0, k: Positive = 1.0) -> Tensor:
+    """snr / (k + snr)^gamma on clean latents: less weight where only fine detail is left (arXiv:2204.00227)."""
     snr, factor = _snr_and_factor(timesteps, process)
     return snr / (_positive("k", k) + snr) ** _positive("gamma", gamma) * factor
 

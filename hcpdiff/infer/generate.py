@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ class Picture:
     image: Image.Image
     prompt: Prompt
     seed: int
+    path: Path | None = None  # of its file, once it is saved
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from torch import Tensor
@@ -40,6 +41,17 @@ class Request:
         """(prompt, seed) of every picture, in order."""
         prompts = [p if isinstance(p, Prompt) else Prompt(p, self.negative) for p in self.prompts]
         return [(p, self.seed + i) for p in prompts for i in range(self.images_per_prompt)]
+
+
+def prompts_from_file(path: Path) -> list[str]:
+    """The prompts of a text file, one per line; empty lines and lines that begin with # are none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompts: no file at {path}")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ValueError(f"--prompts: {path} has no prompts; write one per line")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

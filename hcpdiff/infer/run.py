@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,7 @@ def infer(
         for strengths in sweeps:
             pictures.append(_with_strengths(family, plugins, settings, strengths, bar.update))
             labels.append(", ".join(f"{n} {s:g}" for n, s in zip(settings.adapters, strengths, strict=True)))
-    _write(settings, pictures, labels, sweeps)
-    return [picture for row in pictures for picture in row]
+    return _write(settings, pictures, labels, sweeps)
 
 
 def _with_strengths(
@@ -58,16 +57,19 @@ def _with_strengths(
 
 def _write(
     settings: InferSettings, rows: list[list[Picture]], labels: list[str], sweeps: list[tuple[float, ...]]
-) -> None:
+) -> list[Picture]:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    number = _next_number(out)
+    number, written = _next_number(out), []
     for row, strengths in zip(rows, sweeps, strict=True):
         used = {n: {"path": a.path, "strength": s} for (n, a), s in zip(settings.adapters.items(), strengths, strict=True)}
         for picture in row:
-            save_picture(picture, out / f"{number:05d}-{picture.seed}.png", _plain(settings) | {"adapters": used})
+            path = out / f"{number:05d}-{picture.seed}.png"
+            save_picture(picture, path, _plain(settings) | {"adapters": used})
+            written.append(replace(picture, path=path))
             number += 1
     contact_sheet(rows, labels if settings.adapters else None).save(out / "sheet.png")
+    return written
 
 
 def _plain(settings: InferSettings) -> dict[str, Any]:

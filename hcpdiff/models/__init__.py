@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from hcpdiff import lazy
 
 if TYPE_CHECKING:
-    from hcpdiff.models.family import LatentSpec, ModelFamily
-    from hcpdiff.models.sd3.family import SD3
-    from hcpdiff.models.sd3.transformer import MMDiT, MMDiTConfig
+    from hcpdiff.models.family import LatentSpec as LatentSpec
+    from hcpdiff.models.family import ModelFamily as ModelFamily
+    from hcpdiff.models.sd3.family import SD3 as SD3
+    from hcpdiff.models.sd3.transformer import MMDiT as MMDiT
+    from hcpdiff.models.sd3.transformer import MMDiTConfig as MMDiTConfig
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,

@@ -131,7 +131,7 @@ class _Linears(Function):
 
 
 def _is_bare(layer: nn.Module) -> bool:
-    """Whether the layer is its weight and bias and nothing more: no hook, no wrapper, no quantised or sharded weight."""
+    """Whether the layer is a plain weight and bias: no hook, no wrapper, nothing quantised or sharded."""
     return (
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter

@@ -9,7 +9,9 @@ from pathlib import Path
 PACKAGED = "hcpdiff"  # the owner of models that come with this package, e.g. hcpdiff/tiny-sd3
 
 
-def local_folder(path: str | Path, *, revision: str | None = None, allow: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+def local_folder(
+    path: str | Path, *, revision: str | None = None, allow: Sequence[str], ignore: Sequence[str] = ()
+) -> Path:
     """The folder at `path`, or that of the hub repository of this name.
 
     Args:
@@ -31,7 +33,7 @@ def local_folder(path: str | Path, *, revision: str | None = None, allow: Sequen
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
         raise FileNotFoundError(f"no folder at {path}; give a model's folder, or owner/name on the Hugging Face hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(

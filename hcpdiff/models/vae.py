@@ -3,44 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hcpdiff.models.weights import read_json
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from hcpdiff.models.weights import present, read_json
 
 
-def latent_distribution(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+def latent_distribution(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the latents of (B, 3, H, W) images in [-1, 1], (B, C, h, w) each."""
     posterior = vae.encode(images.to(vae.dtype)).latent_dist
     scale, shift = scale_and_shift(vae)
     return (posterior.mean - shift) * scale, posterior.std * scale
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(vae: Any, latents: Tensor) -> Tensor:
     """(B, C, h, w) latents to (B, 3, H, W) images in [-1, 1]."""
     scale, shift = scale_and_shift(vae)
     return vae.decode(latents.to(vae.dtype) / scale + shift).sample.clamp(-1, 1)
 
 
-def scale_and_shift(vae: AutoencoderKL) -> tuple[float, float]:
+def scale_and_shift(vae: Any) -> tuple[float, float]:
     """The denoiser's latents are (latents - shift) * scale; models without a shift have null or no key for it."""
     return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
 
 
-def downscale(vae: AutoencoderKL) -> int:
+def downscale(vae: Any) -> int:
     """Pixels per latent cell, per side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> AutoencoderKL:
+def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Any:
     """The VAE of a `vae/` folder; without `weights`, as the current default device and random state make it."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     if weights:
+        if not present(folder):
+            raise FileNotFoundError(f"{folder}: no safetensors here; is the model downloaded completely?")
         return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype)
     return AutoencoderKL.from_config(read_json(folder / "config.json"))

@@ -71,7 +71,9 @@ def save(state: Mapping[str, Tensor], folder: Path, *, name: str = DIFFUSERS) ->
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's content; a missing file is named with its folder."""
     if not path.exists():
-        raise FileNotFoundError(f"{path.parent}: no {path.name} here; is this the folder of a model in diffusers' layout?")
+        raise FileNotFoundError(
+            f"{path.parent}: no {path.name} here; is this the folder of a model in diffusers' layout?"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

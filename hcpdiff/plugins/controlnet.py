@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hcpdiff.plugins.base import MultiPluginBlock
 from hcpdiff.plugins.loading import LoadReport, copy_all
 from hcpdiff.plugins.plugin import PluginInputs
-from hcpdiff.plugins.tree import clean_copy
+from hcpdiff.plugins.tree import clean_copy, unwrapped
 from hcpdiff.plugins.values import Items
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -28,7 +28,7 @@ class ControlNet(MultiPluginBlock):
     added to the model's blocks, through layers that start at zero (arXiv:2302.05543).
 
     The step's inputs have `control_image`: (B, 3, H, W) in [0, 1], or its latents (B, C, h, w). A batch may be a
-    multiple of B, as with guidance: the images are then repeated. Weights are called as in diffusers' SD3ControlNetModel.
+    multiple of B, as with guidance: images are repeated then. Weights have the names of diffusers' SD3ControlNetModel.
 
     Args:
         num_layers: how many blocks to copy; None is half of them.
@@ -58,7 +58,7 @@ class ControlNet(MultiPluginBlock):
             given = _read_config(Path(pretrained))
             num_layers, extra_channels = given["num_layers"], given["extra_conditioning_channels"]
             zero_pooled = given["force_zeros_for_pooled_projection"]
-        blocks = list(model.get_submodule("transformer_blocks").children())
+        blocks = [unwrapped(block) for block in model.get_submodule("transformer_blocks").children()]
         count = len(blocks) // 2 if num_layers is None else num_layers
         if not 1 <= count < len(blocks):
             raise ValueError(

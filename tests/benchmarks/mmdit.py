@@ -30,7 +30,9 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--layers", type=int, default=4)
     options.add_argument("--width", type=int, default=768)
-    options.add_argument("--side", type=int, default=64, help="latent cells per side; a quarter of its square is tokens")
+    options.add_argument(
+        "--side", type=int, default=64, help="latent cells per side; a quarter of its square is tokens"
+    )
     options.add_argument("--tokens", type=int, default=154, help="text tokens")
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--rounds", type=int, default=5)
@@ -45,7 +47,9 @@ def main() -> None:
     if not args.compile:
         rows["aten calls, forward"] = [count(lambda run=run: run(backward=False)) for run in contestants.values()]
         rows["aten calls, and backward"] = [count(run) for run in contestants.values()]
-        rows["saved for backward, MiB"] = [saved_bytes(lambda run=run: run(backward=False)) / 2**20 for run in contestants.values()]
+        rows["saved for backward, MiB"] = [
+            saved_bytes(lambda run=run: run(backward=False)) / 2**20 for run in contestants.values()
+        ]
         rows["peak, MiB"] = [peak(run) / 2**20 for run in contestants.values()]
     rows["forward, s"] = take_turns([no_grad(run) for run in contestants.values()], args.rounds, args.device)
     rows["and backward, s"] = take_turns(list(contestants.values()), args.rounds, args.device)
@@ -84,7 +88,11 @@ def step(model: nn.Module, args: argparse.Namespace, *, theirs: bool) -> Callabl
         return torch.randn(args.batch, *shape, generator=torch.Generator().manual_seed(0)).to(args.device, model.dtype)
 
     latents = normal(16, args.side, args.side).requires_grad_(args.frozen)
-    tokens, pooled, timesteps = normal(args.tokens, 4096), normal(2048), torch.full((args.batch,), 500.0).to(args.device)
+    tokens, pooled, timesteps = (
+        normal(args.tokens, 4096),
+        normal(2048),
+        torch.full((args.batch,), 500.0).to(args.device),
+    )
 
     def run(*, backward: bool = True) -> Tensor:
         model.zero_grad(set_to_none=True)

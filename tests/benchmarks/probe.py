@@ -28,7 +28,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "pattern": ("plain", "striped"),
 }
 TRAINING = 7500  # scenes
-STEPS, BATCH = 800, 64
+STEPS, BATCH = 1000, 64
 
 
 class Probe(nn.Module):
@@ -65,7 +65,7 @@ class Probe(nn.Module):
 
 def as_tensor(image: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) / 127.5 - 1
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1
 
 
 def answers(scene: Scene) -> dict[str, str]:

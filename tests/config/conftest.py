@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,12 +41,14 @@ def shipped(write: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 @pytest.fixture
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`toybox` can be imported, is trusted, and receives the sections."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "toys"))
     monkeypatch.setenv("HCPDIFF_TRUST", "toybox")
     table = {"name": str, "exp_dir": str, "seed": int, "model": "toybox:Shape", "train": "toybox:Train"}
     monkeypatch.setattr(sections, "SECTIONS", {**table, "data": "{toybox:Parent}"})
+    sections.annotation.cache_clear()
+    yield
     sections.annotation.cache_clear()
 
 

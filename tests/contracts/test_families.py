@@ -69,7 +69,12 @@ def test_decode_undoes_encode_image_in_shape_and_range(family: ModelFamily) -> N
     height, width = family.latent.multiple_of * 3, family.latent.multiple_of * 2
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
     encoded = family.encode_image(images)
-    assert encoded.shape == (2, family.latent.channels, height // family.latent.downscale, width // family.latent.downscale)
+    assert encoded.shape == (
+        2,
+        family.latent.channels,
+        height // family.latent.downscale,
+        width // family.latent.downscale,
+    )
     decoded = family.decode(encoded)
     assert decoded.shape == images.shape
     assert -1 <= decoded.min() < decoded.max() <= 1
@@ -109,7 +114,9 @@ def test_prompts_are_encoded_one_by_one_or_together_alike(family: ModelFamily) -
 
 def test_gradients_reach_a_low_rank_change_of_every_linear_layer(family: ModelFamily) -> None:
     layers = {
-        name: layer for name, layer in family.named_modules() if isinstance(layer, nn.Linear) and not name.startswith("vae")
+        name: layer
+        for name, layer in family.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith("vae")
     }
     down = {n: nn.Parameter(torch.randn(2, layer.in_features) * 0.1) for n, layer in layers.items()}
     up = {n: nn.Parameter(torch.randn(layer.out_features, 2) * 0.1) for n, layer in layers.items()}

@@ -36,9 +36,7 @@ def test_both_branches_run_in_one_batch_with_the_negative_rows_first():
 def test_a_scale_may_differ_per_row_or_follow_the_timestep():
     per_row = guidance.guided(Recorder(), LATENTS, T, NEGATIVE, POSITIVE, torch.tensor([1.0, 2.0]))
     assert per_row[:, 0, 0, 0].tolist() == [2, 5]
-    timed = guidance.guided(
-        Recorder(), LATENTS, T, NEGATIVE, POSITIVE, lambda t: guidance.linear(t, low=1.0, high=2.0)
-    )
+    timed = guidance.guided(Recorder(), LATENTS, T, NEGATIVE, POSITIVE, lambda t: guidance.linear(t, low=1.0, high=2.0))
     assert torch.equal(timed, per_row)
 
 
@@ -52,7 +50,7 @@ def test_a_scale_of_1_needs_no_negative_and_runs_one_branch():
 @pytest.mark.parametrize("scale", [2.0, torch.ones(2), lambda t: t])
 def test_any_other_scale_without_a_negative_is_an_error(scale):
     assert guidance.needs_negative(scale)
-    with pytest.raises(ValueError, match="^guidance: .* needs a negative"):
+    with pytest.raises(ValueError, match=r"^guidance: .* needs a negative"):
         guidance.guided(Recorder(), LATENTS, T, None, POSITIVE, scale)
 
 

@@ -28,7 +28,9 @@ def test_huber_has_the_published_schedules():
     level = DDPM().noise_level(T)
     # the difference of two numbers near 1e6 keeps ten digits
     assert deltas("constant", DDPM()) == pytest.approx([0.2] * 4, rel=1e-6)
-    assert deltas("exponential", DDPM()) == pytest.approx([math.exp(math.log(0.2) * t / 1000) for t in T.tolist()], rel=1e-6)
+    assert deltas("exponential", DDPM()) == pytest.approx(
+        [math.exp(math.log(0.2) * t / 1000) for t in T.tolist()], rel=1e-6
+    )
     assert deltas("snr", DDPM()) == pytest.approx([0.8 / (1 + s) ** 2 + 0.2 for s in level.tolist()], rel=1e-6)
 
 

@@ -3,9 +3,9 @@ import pickle
 
 import pytest
 import torch
-from tests.diffusion.analytic import PROCESSES
 
 from hcpdiff.diffusion.process import DDPM, FlowMatching, Process
+from tests.diffusion.analytic import PROCESSES
 
 T = torch.tensor([1.0, 250.5, 700.0, 999.0], dtype=torch.float64)
 

@@ -123,8 +123,8 @@ def test_the_callback_gets_every_step_with_its_clean_latents(sampler, settings):
 def test_a_stochastic_sampler_without_a_generator_for_every_row_is_an_error(name: str, given: int | None):
     process = DDPM()
     sampler, settings = STOCHASTIC[name]
+    rows = None if given is None else generators(given)
     with pytest.raises(ValueError, match=r"one generator for each of 2 rows"):
-        rows = None if given is None else generators(given)
         sampler(two_peaks(process), start(), spaced(process, 3), process, generators=rows, **settings)
 
 

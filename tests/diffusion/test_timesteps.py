@@ -116,7 +116,9 @@ SPACINGS = {
 @pytest.mark.parametrize(("spacing", "settings"), SPACINGS.values(), ids=SPACINGS)
 @pytest.mark.parametrize("process", [DDPM(), FlowMatching()], ids=["ddpm", "flow"])
 @pytest.mark.parametrize("num_steps", [1, 2, 13])
-def test_a_spacing_falls_from_the_noisiest_timestep_and_never_visits_the_clean_end(spacing, settings, process, num_steps):
+def test_a_spacing_falls_from_the_noisiest_timestep_and_never_visits_the_clean_end(
+    spacing, settings, process, num_steps
+):
     t = spacing(num_steps, process, SIZE, **settings)
     assert (t.shape, t.dtype) == ((num_steps,), torch.float64)
     assert t[0].item() == pytest.approx(process.max_timestep, abs=1e-9)  # karras and exponential go through log and exp

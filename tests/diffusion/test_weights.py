@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from tests.diffusion.analytic import PROCESSES
 
 from hcpdiff.diffusion import weights
 from hcpdiff.diffusion.process import DDPM, FlowMatching, Process
+from tests.diffusion.analytic import PROCESSES
 
 T = torch.tensor([1.0, 100.0, 400.0, 900.0], dtype=torch.float64)
 GENERAL = {

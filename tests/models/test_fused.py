@@ -21,7 +21,11 @@ def plain_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 STEPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
-    "modulated_norm": (modulated_norm, plain_modulated_norm, [normal(2, 5, 8), normal(2, 1, 8), normal(2, 1, 8, seed=1)]),
+    "modulated_norm": (
+        modulated_norm,
+        plain_modulated_norm,
+        [normal(2, 5, 8), normal(2, 1, 8), normal(2, 1, 8, seed=1)],
+    ),
     "gated": (gated, lambda x, g, u: x + g * u, [normal(2, 5, 8), normal(2, 1, 8), normal(2, 5, 8, seed=1)]),
     "rms_norm": (rms_norm, lambda x, w: F.rms_norm(x, w.shape, w, 1e-6), [normal(2, 5, 3, 8), normal(8)]),
 }

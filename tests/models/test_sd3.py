@@ -29,10 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_part_has_its_dtype(folder: Path) -> None:
-    family = SD3.from_pretrained(folder, dtype="bf16", text_dtype="float16")
+    family = SD3.from_pretrained(folder, dtype="float16", text_dtype="bf16")
     dtypes = {name: {p.dtype for p in part.parameters()} for name, part in family.named_children()}
-    assert dtypes == {"denoiser": {torch.bfloat16}, "text_encoders": {torch.float16}, "vae": {torch.float32}}
-    with pytest.raises(ValueError, match="'half' is no floating dtype; use float32"):
+    assert dtypes == {"denoiser": {torch.float16}, "text_encoders": {torch.bfloat16}, "vae": {torch.float32}}
+    with pytest.raises(ValueError, match="'half8' is no floating dtype; use float32"):
         SD3.from_pretrained(folder, dtype="half8")
     with pytest.raises(ValueError, match="use float32, bfloat16 or float16"):
         SD3.from_pretrained(folder, vae_dtype="int8")
@@ -92,13 +92,16 @@ def test_from_scratch_is_seeded_and_reads_the_rest(folder: Path, tmp_path: Path)
         for file in (bare / part).glob("*.safetensors"):
             file.unlink()
     before = torch.random.get_rng_state()
-    make = dict(from_scratch=["denoiser", "text_encoders"])
+    make = {"from_scratch": ["denoiser", "text_encoders"]}
     one, same, other = (SD3.from_pretrained(bare, seed=seed, **make).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state()), "torch's own generator is left alone"
     trained = SD3.from_pretrained(folder).state_dict()
     assert one.keys() == trained.keys()
     assert all(torch.equal(one[name], same[name]) for name in one)
-    for name in ("denoiser.context_embedder.weight", "text_encoders.clip_l.text_model.embeddings.token_embedding.weight"):
+    for name in (
+        "denoiser.context_embedder.weight",
+        "text_encoders.clip_l.text_model.embeddings.token_embedding.weight",
+    ):
         assert not torch.equal(one[name], other[name])
         assert not torch.equal(one[name], trained[name])
     assert all(torch.equal(one[name], trained[name]) for name in one if name.startswith("vae."))
@@ -120,7 +123,9 @@ def test_skeletons_have_the_layers_of_the_model_and_no_weights(folder: Path) -> 
     for part in ("denoiser", "vae", "text_encoders", "text_encoders.clip_g", "text_encoders.t5"):
         skeleton, wanted = SD3.skeleton(part, path=str(folder)), family.get_submodule(part)
         assert [n for n, _ in skeleton.named_modules()] == [n for n, _ in wanted.named_modules()]
-        assert {n: p.shape for n, p in skeleton.named_parameters()} == {n: p.shape for n, p in wanted.named_parameters()}
+        assert {n: p.shape for n, p in skeleton.named_parameters()} == {
+            n: p.shape for n, p in wanted.named_parameters()
+        }
         assert all(p.is_meta for p in skeleton.parameters())
     with pytest.raises(ValueError, match=r"'text_encoders.t5' is no part of SD3; its parts are denoiser, vae"):
         SD3.skeleton("text_encoders.t5", path=folder, t5=False)
@@ -153,7 +158,7 @@ def test_saving_over_the_model_that_is_in_use_is_safe(folder: Path, tmp_path: Pa
 def test_what_is_no_model_is_an_error_that_says_what_to_do(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder at .*nowhere; give a model's folder, or owner/name"):
+    with pytest.raises(FileNotFoundError, match=r"no folder at .*nowhere; give a model's folder, or owner/name"):
         SD3.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no model_index\.json here; is this the folder of a model"):
         SD3.from_pretrained(tmp_path)
@@ -176,7 +181,9 @@ def test_what_is_no_model_is_an_error_that_says_what_to_do(
     ("weights", r"no diffusion_pytorch_model\.safetensors here; is the model downloaded completely"),
     ("encoder", r"text_encoder_2: no safetensors here; is the model downloaded completely"),
 ])  # fmt: skip
-def test_a_damaged_folder_is_an_error_that_names_the_file(folder: Path, tmp_path: Path, damage: str, message: str) -> None:
+def test_a_damaged_folder_is_an_error_that_names_the_file(
+    folder: Path, tmp_path: Path, damage: str, message: str
+) -> None:
     shutil.copytree(folder, tmp_path / "model")
     config = tmp_path / "model" / "transformer" / "config.json"
     values = json.loads(config.read_text())

@@ -22,22 +22,13 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def test_a_fresh_model_returns_zero_and_learns_from_the_first_step() -> None:
-    model = MMDiT(MMDiTConfig.from_dict(SHAPES["sd3.5-medium"]), generator=torch.Generator().manual_seed(0))
+    model = MMDiT(MMDiTConfig.from_dict(SHAPES["sd3.5-medium"]))
     inputs = mmdit_inputs(model.config)
     output = model(**inputs)
     assert not output.any()
     (output - 1).square().sum().backward()
     assert model.proj_out.weight.grad.any()
     assert all(p.any() for n, p in model.named_parameters() if n.endswith("attn.to_q.weight")), "xavier elsewhere"
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None:
-    one, same, other = (
-        MMDiT(MMDiTConfig.from_dict(SHAPES["sd3-medium"]), generator=torch.Generator().manual_seed(seed)).state_dict()
-        for seed in (1, 1, 2)
-    )
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["context_embedder.weight"], other["context_embedder.weight"])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -91,8 +82,7 @@ def test_checkpointing_keeps_less_for_backward() -> None:
     assert kept["mlp"] < 0.75 * kept["none"]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("block", range(3))
+@pytest.mark.parametrize(("block", "masked"), [(0, True), (2, False)], ids=["dual and masked", "last"])
 def test_every_block_compiles_without_a_graph_break(block: int, masked: bool) -> None:
     model = tiny_mmdit("sd3.5-medium")
     eager: JointBlock = model.transformer_blocks[block]

@@ -37,7 +37,9 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.05) -> None:
 
 
 def tiny_mmdit(shape: str = "sd3-medium", **changes: object) -> MMDiT:
-    model = MMDiT(MMDiTConfig.from_dict(SHAPES[shape] | changes), generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MMDiT(MMDiTConfig.from_dict(SHAPES[shape] | changes))
     randomise(model)
     return model
 
@@ -70,7 +72,12 @@ def tiny_tokenizer(max_length: int = 12) -> Any:
 
 def tiny_pipeline(*, t5: bool = False, shift_factor: float | None = 0.3, shape: str = "sd3-medium") -> Any:
     """A stock StableDiffusion3Pipeline with random weights. Its text is 8 + 16 wide, of the denoiser's 24 or 28."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     tokenizer = tiny_tokenizer()
@@ -85,9 +92,13 @@ def tiny_pipeline(*, t5: bool = False, shift_factor: float | None = 0.3, shape: 
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        third = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=28, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+        third = T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=28, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        )
         pipeline = StableDiffusion3Pipeline(
-            transformer=SD3Transformer2DModel(**SHAPES[shape] | {"joint_attention_dim": 28, "pooled_projection_dim": 24}),
+            transformer=SD3Transformer2DModel(
+                **SHAPES[shape] | {"joint_attention_dim": 28, "pooled_projection_dim": 24}
+            ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 2,

@@ -7,7 +7,7 @@ that the arithmetic itself is compared: 1e-9 is rounding of fp64 on values up to
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
@@ -23,6 +23,7 @@ from hcpdiff.diffusion.timesteps import ddpm, flow
 from tests.diffusion.analytic import generators, two_peaks
 
 SIZE = (64, 64)
+FLOAT32 = torch.float32
 FP64 = {"atol": 1e-9, "rtol": 0.0}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STOCK_NAMES = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "flow": "flow_prediction"}
@@ -59,7 +60,7 @@ def ours(sampler: Callable[..., Tensor], process: Process, t: Tensor, **settings
 
 
 @pytest.fixture
-def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
+def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Tensor]]]:
     """Runs a scheduler of diffusers in float64, with the noise that our samplers draw."""
 
     def run(
@@ -74,6 +75,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
     ) -> list[Tensor]:
         monkeypatch.setattr(torch, "float32", torch.float64)
         monkeypatch.setattr(np, "float32", np.float64)
+        torch.set_default_dtype(torch.float64)
         scheduler = getattr(diffusers, name)(**config)
         module = importlib.import_module(type(scheduler).__module__)
         if hasattr(module, "randn_tensor"):
@@ -83,13 +85,15 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
         _set_path(scheduler, process, t, repeats)
         prepare(scheduler)
         trace = _sample(scheduler, process, t, variance_exploding, repeats)
-        monkeypatch.undo()
+        restore()
         return trace
 
-    return run
+    def restore() -> None:
+        monkeypatch.undo()
+        torch.set_default_dtype(FLOAT32)
 
-
-FLOAT32 = torch.float32
+    yield run
+    restore()
 
 
 def _noise(rows: list[torch.Generator]) -> Tensor:
@@ -220,9 +224,7 @@ def test_unipc_equals_unipc_multistep(stock, prediction: str, order: int):
         use_flow_sigmas=prediction == "flow",
         **BETAS,
     )
-    # diffusers rounds the ratios of the steps to float32, from order 2 on
-    tolerance = FP64 if order == 1 else {"atol": 1e-6, "rtol": 0.0}
-    assert_same(ours(samplers.unipc, process, t, order=order), theirs, **tolerance)
+    assert_same(ours(samplers.unipc, process, t, order=order), theirs, **FP64)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -79,7 +79,7 @@ def test_reads_and_writes_the_folder_of_diffusers(tmp_path: Path) -> None:
     theirs = diffusers.SD3ControlNetModel(**SHAPES["sd3-medium"] | {"num_layers": 2}, extra_conditioning_channels=1)
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "theirs")
-    family, group = plugged("sd3-medium", pretrained=str(tmp_path / "theirs"))
+    _, group = plugged("sd3-medium", pretrained=str(tmp_path / "theirs"))
     state = plugin(group).own_state()
     assert state.keys() == theirs.state_dict().keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in theirs.state_dict().items())

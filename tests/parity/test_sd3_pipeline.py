@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ TOLERANCE = 1e-5  # of the largest value: fp32 sums in another order
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["without T5", "with T5"])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     pipeline = tiny_pipeline(t5=request.param)
     folder = tmp_path_factory.mktemp("sd3")
     pipeline.save_pretrained(folder)
-    yield pipeline, folder
+    return pipeline, folder
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -75,7 +74,10 @@ def test_latents_equal_the_vae_with_scale_and_shift(shift: float | None, tmp_pat
     images = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     wanted = (pipeline.vae.encode(images).latent_dist.mode() - (shift or 0)) * 1.5
     assert difference(family.encode_image(images), wanted) <= TOLERANCE
-    assert difference(family.decode(wanted), pipeline.vae.decode(wanted / 1.5 + (shift or 0)).sample.clamp(-1, 1)) <= TOLERANCE
+    assert (
+        difference(family.decode(wanted), pipeline.vae.decode(wanted / 1.5 + (shift or 0)).sample.clamp(-1, 1))
+        <= TOLERANCE
+    )
 
     sample = pipeline.vae.encode(images).latent_dist.sample(torch.Generator().manual_seed(5))
     ours = family.encode_image(images, generator=torch.Generator().manual_seed(5))
@@ -89,6 +91,8 @@ def test_the_stock_pipeline_reads_what_we_write_and_draws_the_same(both: tuple[A
     reloaded = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "saved")
     reloaded.set_progress_bar_config(disable=True)
     settings = {"height": 16, "width": 16, "num_inference_steps": 2, "max_sequence_length": 7, "output_type": "pt"}
-    pictures = [p("a star", generator=torch.Generator().manual_seed(0), **settings).images for p in (pipeline, reloaded)]
+    pictures = [
+        p("a star", generator=torch.Generator().manual_seed(0), **settings).images for p in (pipeline, reloaded)
+    ]
     assert difference(*pictures) <= TOLERANCE  # diffusers maps weights from the file, at other addresses
     assert reloaded.scheduler.config.shift == pipeline.scheduler.config.shift

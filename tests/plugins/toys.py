@@ -75,6 +75,11 @@ def mmdit_args(family: Family) -> tuple[Tensor, ...]:
     return tuple(mmdit_inputs(family.denoiser.config).values())
 
 
+def ramp(like: Tensor) -> Tensor:
+    """-1 to 1 over the last dimension: what no norm takes out."""
+    return torch.linspace(-1, 1, like.shape[-1], dtype=like.dtype)
+
+
 class Skip(PluginBlock):
     """Adds a learned multiple of one layer to another; it starts at zero."""
 
@@ -98,11 +103,11 @@ class Mixer(MultiPluginBlock):
         return [share * total for share in self.shares]
 
     def write(self, index: int, value: Tensor, result: Tensor) -> Tensor:
-        return value + result.view(-1, *[1] * (value.ndim - 1))
+        return value + result.view(-1, *[1] * (value.ndim - 1)) * ramp(value)
 
 
 class Offset(SinglePluginBlock):
-    """Adds a learned number to a layer's output, a tensor or the first of a tuple."""
+    """Adds a learned multiple of a ramp to a layer's output, a tensor or the first of a tuple."""
 
     def __init__(self, host: nn.Module, *, start: float = 0.0) -> None:
         super().__init__()
@@ -110,8 +115,8 @@ class Offset(SinglePluginBlock):
 
     def forward(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0] + self.number, *output[1:])
-        return output + self.number
+            return (output[0] + self.number * ramp(output[0]), *output[1:])
+        return output + self.number * ramp(output)
 
 
 class Scaled(WrapPluginBlock):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Generator, Tensor
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.process import Process
 
 Predict = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (noisy latents, timestep) -> (clean latents, noise)
 Callback = Callable[[int, Tensor], None]  # (step index, clean latents as estimated there), for previews
 Generators = Sequence[Generator]
+Eta = Annotated[float, Range(ge=0)]  # share of fresh noise
 
 
 def path(process: Process, timesteps: Tensor) -> tuple[list[float], list[float]]:
@@ -29,7 +32,7 @@ def fresh_noise(latents: Tensor, generators: Generators | None, sampler: str) ->
     if generators is None or len(generators) != len(latents):
         given = "none" if generators is None else str(len(generators))
         raise ValueError(f"{sampler}: draws noise and needs one generator for each of {len(latents)} rows, not {given}")
-    rows = [torch.randn(latents.shape[1:], generator=g, device=g.device) for g in generators]
+    rows = [torch.randn(latents.shape[1:], generator=g, device=g.device, dtype=torch.float32) for g in generators]
     return torch.stack(rows).to(latents, non_blocking=True)
 
 

@@ -8,13 +8,16 @@ terminal SNR, start at lambda = -inf: from there the formulas become a first-ord
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.process import Process
-from hcpdiff.diffusion.samplers.loop import Callback, Generators, Predict, fresh_noise, non_negative, path
+from hcpdiff.diffusion.samplers.loop import Callback, Eta, Generators, Predict, fresh_noise, non_negative, path
 
 
 @torch.no_grad()
@@ -26,7 +29,7 @@ def lms(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    order: int = 4,
+    order: Annotated[int, Range(ge=1, le=4)] = 4,
 ) -> Tensor:
     """Linear multistep (Adams-Bashforth on uneven steps, as in k-diffusion), up to `order` earlier slopes.
 
@@ -76,7 +79,7 @@ def dpmpp_2m_sde(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    eta: float = 1.0,
+    eta: Eta = 1.0,
 ) -> Tensor:
     """SDE-DPM-Solver++(2M), arXiv:2211.01095, section 5 (midpoint form); the last step is first order.
 
@@ -111,7 +114,7 @@ def dpmpp_3m_sde(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    eta: float = 1.0,
+    eta: Eta = 1.0,
 ) -> Tensor:
     """SDE-DPM-Solver++(3M): the third-order multistep of k-diffusion, after arXiv:2211.01095; the last step is first.
 
@@ -157,7 +160,7 @@ def _lambda_steps(alphas: list[float], sigmas: list[float]) -> list[float]:
     lambdas = [
         -math.inf if a == 0 else math.inf if s == 0 else math.log(a / s) for a, s in zip(alphas, sigmas, strict=True)
     ]
-    return [after - before for before, after in zip(lambdas[:-1], lambdas[1:], strict=True)]
+    return [after - before for before, after in pairwise(lambdas)]
 
 
 def _kept(sigmas: list[float], i: int, h: float, eta: float) -> float:
@@ -178,7 +181,9 @@ def _adams_bashforth(end: float, nodes: list[float]) -> list[float]:
     """Weights of the slopes at `nodes` (newest first) in the integral from nodes[0] to `end` of their interpolation."""
     start, weights = nodes[0], []
     for j, node in enumerate(nodes):
-        others = [n - start for k, n in enumerate(nodes) if k != j]  # centred, so that powers of large levels do not cancel
+        others = [
+            n - start for k, n in enumerate(nodes) if k != j
+        ]  # centred, so that powers of large levels do not cancel
         basis = np.polynomial.Polynomial.fromroots(others) if others else np.polynomial.Polynomial([1.0])
         weights.append(float(basis.integ()(end - start) / basis(node - start)))
     return weights

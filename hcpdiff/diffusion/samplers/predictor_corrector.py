@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.process import Process
 from hcpdiff.diffusion.samplers.loop import Callback, Generators, Predict, path
 
@@ -21,7 +23,7 @@ def unipc(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    order: int = 2,
+    order: Annotated[int, Range(ge=1, le=3)] = 2,
 ) -> Tensor:
     """UniPC with B(h) = exp(h) - 1 on clean latents, arXiv:2302.04867, Algorithms 5 to 8; arguments as `euler`.
 
@@ -34,7 +36,7 @@ def unipc(
     lambdas = [-math.inf if a == 0 else math.log(a / s) for a, s in zip(alphas[:-1], sigmas[:-1], strict=True)]
     count = len(timesteps)
     history: list[Tensor] = []  # clean latents, newest first
-    before, order_before = latents, 0
+    clean, before, order_before = latents, latents, 0
     for i in range(count):
         clean, _ = predict(latents, timesteps[i])
         if callback is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hcpdiff.diffusion.process import Process
-from hcpdiff.diffusion.samplers.loop import Callback, Generators, Predict, fresh_noise, non_negative, path
+from hcpdiff.diffusion.samplers.loop import Callback, Eta, Generators, Predict, fresh_noise, non_negative, path
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def ddim(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    eta: float = 0.0,
+    eta: Eta = 0.0,
 ) -> Tensor:
     """DDIM, arXiv:2010.02502, Eq. 12 and 16: `euler` with a share `eta` of the ancestral noise; arguments as `euler`.
 
@@ -71,7 +71,7 @@ def euler_ancestral(
     *,
     generators: Generators | None = None,
     callback: Callback | None = None,
-    eta: float = 1.0,
+    eta: Eta = 1.0,
 ) -> Tensor:
     """Euler steps that go down too far and add fresh noise; arguments as `euler`.
 

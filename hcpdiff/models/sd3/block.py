@@ -35,7 +35,9 @@ class JointBlock(nn.Module):
         if not last:
             self.ff_context = MLP(dim)
 
-    def forward(self, image: Tensor, text: Tensor, emb: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, text: Tensor, emb: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) image and (B, L, D) text tokens to the same; text is None after the last block.
 
         Args:

@@ -85,7 +85,7 @@ class SD3(ModelFamily):
             revision: of the repository.
             text_dtype: None takes `dtype`.
             t5: read the T5 if the model has one. False saves most of the memory and costs fidelity to long prompts.
-            from_scratch: parts that start from random weights; of these the configs are read, and nothing else is needed.
+            from_scratch: parts that start from random weights; of these only configs need to be there.
             seed: of these random weights.
 
         Raises:
@@ -101,7 +101,7 @@ class SD3(ModelFamily):
             files.denoiser(main, seed=seeds["denoiser"]),
             {name: files.text_encoder(name, text, seed=seeds["text_encoders"]) for name in files.encoders},
             {name: files.tokenizer(name) for name in files.encoders},
-            files.vae(as_dtype(vae_dtype), seed=seeds["vae"]),
+            files.autoencoder(as_dtype(vae_dtype), seed=seeds["vae"]),
             t5_tokens=t5_tokens,
             compact_t5=compact_t5,
             scheduler=files.scheduler(),
@@ -131,7 +131,7 @@ class SD3(ModelFamily):
 
     @property
     def text_settings(self) -> str:
-        return f"t5_tokens={self.t5_tokens} compact={self.compact_t5}"
+        return f"{list(self.text_encoders)} t5_tokens={self.t5_tokens} compact={self.compact_t5}"
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """CLIP tokens beside each other, padded to the T5's width, then the T5's tokens; pooled CLIP features."""
@@ -145,11 +145,11 @@ class SD3(ModelFamily):
             return Conditioning(torch.cat([tokens, long.to(tokens.dtype)], dim=1), pooled=pooled)
         if not self.compact_t5:
             return Conditioning(F.pad(tokens, (0, 0, 0, self.t5_tokens)), pooled=pooled)
-        mask = F.pad(tokens.new_ones(tokens.shape[:2]), (0, 1), value=float(self.t5_tokens))
+        mask = F.pad(tokens.new_ones(tokens.shape[:2], dtype=torch.float32), (0, 1), value=self.t5_tokens)
         return Conditioning(F.pad(tokens, (0, 0, 0, 1)), mask, pooled)
 
     def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, scaled for the denoiser: what a cache keeps, to sample later."""
+        """Mean and standard deviation of the latents, scaled for the denoiser; see `encode_image` for a sample."""
         return autoencoder.latent_distribution(self.vae, images)
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -157,9 +157,7 @@ class SD3(ModelFamily):
         dtype, tokens, pooled = self.denoiser.dtype, conditioning.tokens, conditioning.pooled
         if pooled is None:
             raise ValueError("SD3.denoise: the conditioning has no pooled vector; make it with SD3.encode_prompt")
-        flow = self.denoiser(
-            noisy_latents.to(dtype), timesteps, tokens.to(dtype), pooled.to(dtype), conditioning.mask
-        )
+        flow = self.denoiser(noisy_latents.to(dtype), timesteps, tokens.to(dtype), pooled.to(dtype), conditioning.mask)
         return flow.to(noisy_latents.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:

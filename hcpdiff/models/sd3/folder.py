@@ -16,7 +16,7 @@ from hcpdiff.models.hub import local_folder
 from hcpdiff.models.sd3.transformer import MMDiT
 from hcpdiff.models.text import clip, t5
 from hcpdiff.models.text.loading import quiet
-from hcpdiff.randomness import derive, generator
+from hcpdiff.randomness import derive
 
 CLIPS = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
 ENCODERS = {**CLIPS, "t5": ("text_encoder_3", "tokenizer_3")}
@@ -44,11 +44,12 @@ class SD3Folder:
         self.encoders = [*CLIPS, *(["t5"] if use_t5 and third.is_dir() and not t5.is_silent(third) else [])]
 
     def denoiser(self, dtype: torch.dtype, *, seed: int | None = None) -> MMDiT:
-        """With the folder's weights, or those of `seed`; its positions, which are not learned, come along either way."""
+        """With the folder's weights or those of `seed`; positions are not learned, so the folder's are kept."""
         folder = self.root / "transformer"
         if seed is None:
             return MMDiT.from_pretrained(folder, dtype=dtype)
-        model = MMDiT(MMDiT.skeleton(folder).config, generator=generator(seed, "init", "denoiser"))
+        with _seeded(seed, "denoiser"):
+            model = MMDiT(MMDiT.skeleton(folder).config)
         if weights.present(folder):
             model.pos_embed.pos_embed.copy_(weights.read(folder)["pos_embed.pos_embed"])
         return model.to(dtype)
@@ -61,7 +62,7 @@ class SD3Folder:
         with _seeded(seed, name):
             return _spread(read(folder, dtype, weights=False)).to(dtype)
 
-    def vae(self, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
+    def autoencoder(self, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
         if seed is None:
             return vae.read(self.root / "vae", dtype)
         with _seeded(seed, "vae"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +64,9 @@ class MMDiT(nn.Module):
     """Noisy latents, time and text to the flow that `FlowMatching` is trained on.
 
     A fresh model returns 0: modulations and the output layer start at zero, the rest from xavier's distribution.
-
-    Args:
-        generator: for the first weights; None takes torch's default.
     """
 
-    def __init__(self, config: MMDiTConfig, *, generator: torch.Generator | None = None) -> None:
+    def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
         dim, heads = config.dim, config.num_attention_heads
@@ -89,7 +86,7 @@ class MMDiT(nn.Module):
         self.norm_out = Modulation(dim, 2)
         self.proj_out = nn.Linear(dim, config.patch_size**2 * (config.out_channels or config.in_channels))
         self.gradient_checkpointing("none")
-        self._initialise(generator)
+        self._initialise()
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None) -> MMDiT:
@@ -117,6 +114,10 @@ class MMDiT(nn.Module):
         weights.write_json(folder / "config.json", {"_class_name": "SD3Transformer2DModel", **asdict(self.config)})
 
     @property
+    def blocks(self) -> list[JointBlock]:
+        return cast("list[JointBlock]", list(self.transformer_blocks))
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.pos_embed.pos_embed.dtype
 
@@ -139,7 +140,7 @@ class MMDiT(nn.Module):
             mask: (B, L), how many tokens each text token counts for; None: one each, which is faster.
             control: (B, N, D) each, added to the image tokens after the blocks, spread evenly over them.
         """
-        blocks = self.transformer_blocks
+        blocks = self.blocks
         image = self.pos_embed(noisy_latents)
         text = self.context_embedder(tokens)
         emb = F.silu(self.time_text_embed(timesteps, pooled))
@@ -152,20 +153,22 @@ class MMDiT(nn.Module):
         return self._unpatch(self.proj_out(modulated_norm(image, shift, scale)), noisy_latents.shape)
 
     def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
-        """What to compute again in backward instead of keeping it: nothing, all blocks, their MLPs, or every n-th block.
+        """What backward computes again instead of keeping it: nothing, all blocks, their MLPs, or every n-th block.
 
-        "mlp" gives most of the saving for about a third of the extra time of "all". Plugins on the layers run again too.
+        "mlp" saves less than "all" and is faster. Plugins on these layers run again too.
         """
         valid = isinstance(mode, int) and not isinstance(mode, bool) and mode > 0
         if not valid and mode not in ("none", "all", "mlp"):
-            raise ValueError(f"gradient_checkpointing: {mode!r} is no mode; use none, all, mlp, or n for every n-th block")
+            raise ValueError(
+                f"gradient_checkpointing: {mode!r} is no mode; use none, all, mlp, or n for every n-th block"
+            )
         self._checkpoint_every = mode if isinstance(mode, int) else int(mode == "all")
-        for block in self.transformer_blocks:
+        for block in self.blocks:
             block.checkpoint_mlp = mode == "mlp"
 
     def compile_blocks(self, **options: Any) -> None:
         """torch.compile each block in place: they share one graph, so it is ready sooner. Attach plugins before."""
-        for block in self.transformer_blocks:
+        for block in self.blocks:
             block.compile(fullgraph=True, **options)
 
     def _run(self, i: int, block: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -178,10 +181,10 @@ class MMDiT(nn.Module):
         patches = patches.unflatten(1, (shape[-2] // p, shape[-1] // p)).unflatten(-1, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *shape[-2:])
 
-    def _initialise(self, generator: torch.Generator | None) -> None:
+    def _initialise(self) -> None:
         for layer in self.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)) and not layer.weight.is_meta:
-                nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1), generator=generator)
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(layer.weight.flatten(1))
                 nn.init.zeros_(layer.bias)
         for layer in self.modules():
             if isinstance(layer, Modulation):
@@ -191,6 +194,8 @@ class MMDiT(nn.Module):
 
 class PatchEmbed(nn.Module):
     """Latents to one token per patch, with its position added."""
+
+    pos_embed: Tensor
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()

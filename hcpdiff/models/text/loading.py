@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from torch import nn
 
 
-def read(kind: type[PreTrainedModel], folder: Path, dtype: torch.dtype, *, weights: bool = True) -> PreTrainedModel:
-    """The encoder of a folder; without `weights`, as the current default device and random state make it.
+def read(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
+    """The encoder of a folder, by its class `kind`; without `weights`, as default device and random state make it.
 
     Raises:
         FileNotFoundError: the folder, its config or its weights are missing.

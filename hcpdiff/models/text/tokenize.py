@@ -21,7 +21,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length
     encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     for text, full in zip(texts, encoded.attention_mask[:, -1].tolist(), strict=True):
         if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
-            _warn(text, length, tokenizer.decode(whole[length - 1 : -1]).strip())
+            _warn(text, length, str(tokenizer.decode(whole[length - 1 : -1])).strip())
     return encoded.input_ids
 
 
