@@ -15,9 +15,11 @@ from hcpdiff import lazy
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hcpdiff.config.load import load as load_config
+    from hcpdiff.config.loading import load as load_config
     from hcpdiff.infer.run import infer as infer
     from hcpdiff.train.run import train as train
 
-# `hcpdiff.train` and `hcpdiff.infer` are packages as well as functions: the packages are callable (see their __init__).
-__getattr__, __dir__, __all__ = lazy.exports(__name__, {"load_config": "hcpdiff.config.load:load"})
+# The packages `hcpdiff.train` and `hcpdiff.infer` are functions as well (see their __init__).
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__, {"load_config": "hcpdiff.config:load", "train": "hcpdiff.train:", "infer": "hcpdiff.infer:"}
+)

@@ -9,13 +9,15 @@ from typing import Any
 
 
 def exports(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """(`__getattr__`, `__dir__`, `__all__`) of a package that exports `names`: {name: "module:attribute"}."""
+    """(`__getattr__`, `__dir__`, `__all__`) of a package that exports `names`: {name: "module:attribute"}; "module:" is the module."""
 
     def __getattr__(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, attribute = names[name].partition(":")
-        value = getattr(importlib.import_module(module), attribute)
+        value = importlib.import_module(module)
+        if attribute:
+            value = getattr(value, attribute)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -37,6 +37,22 @@ def skeleton(config: Config, part: str) -> Any:
     return module
 
 
+def latent_spec(config: Config) -> Any:
+    """The LatentSpec of the config's model, without reading weights.
+
+    Raises:
+        ConfigError: the config of the model has mistakes, or the model does not say it.
+    """
+    reader = Reader(config.origin, config.trust)
+    model = _model(config, reader)
+    spec = getattr(model[0], "latent_spec", None) if model else None
+    if spec is None and not reader.mistakes:
+        reader.wrong(("model",), "this model does not say which image sizes it takes without reading its weights")
+    if reader.mistakes or model is None or spec is None:
+        raise ConfigError(reader.mistakes)
+    return spec(*model[1], **model[2])
+
+
 def check_selectors(config: Config, reader: Reader) -> None:
     """Note every selector that matches no layer, in a config that has no other mistakes."""
     parts = _skeletons(config, reader)
@@ -59,13 +75,24 @@ def check_selectors(config: Config, reader: Reader) -> None:
 
 def _skeletons(config: Config, reader: Reader) -> Skeleton | None:
     """The model's parts on the meta device by their path; None for a model that has no skeleton."""
+    model = _model(config, reader)
+    if model is None:
+        return None
+    family, args, kwargs = model
+    make = getattr(family, "skeleton", None)
+    return make and cache(lambda part: make(part, *args, **kwargs))
+
+
+def _model(config: Config, reader: Reader) -> tuple[Any, list[Any], dict[str, Any]] | None:
+    """The class of the config's model, and what it is called with."""
     if config.get("model") is None:
         return None
     plan = reader.read(config["model"], sections.annotation("model"), ("model",))
     target = plan.target if isinstance(plan, Call) else None
+    if target is None:
+        return None
     family = target.__self__ if inspect.ismethod(target) else target
-    make = getattr(family, "skeleton", None)
-    return make and cache(lambda part: make(part, *made(plan.args, reader), **made(plan.kwargs, reader)))
+    return family, made(plan.args, reader), made(plan.kwargs, reader)
 
 
 def _part(reader: Reader, parts: Skeleton, on: str, key: Key) -> Any:

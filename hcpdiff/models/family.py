@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ class ModelFamily(nn.Module, ABC):
     vae: nn.Module
     process: Process
     latent: LatentSpec
+
+    @classmethod
+    def latent_spec(cls, *args: Any, **kwargs: Any) -> LatentSpec:
+        """`latent` of what `from_pretrained` would give for the same arguments, read from configs alone."""
+        raise ValueError(f"{cls.__name__} does not say the shape of its latents without its weights")
 
     @abstractmethod
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:

@@ -56,7 +56,8 @@ class _ModulatedNorm(Function):
         return torch.addcmul(shift, normed, factor)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         x, mean, rstd, factor = ctx.saved_tensors
         shape = x.shape[-1:]
         to_x = to_shift = to_scale = None
@@ -79,7 +80,8 @@ class _Gated(Function):
         return torch.addcmul(x, gate, update)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         gate, update = ctx.saved_tensors
         to_gate = None if update is None else (grad * update).sum(1, keepdim=True)
         return grad, to_gate, grad * gate if ctx.needs_input_grad[2] else None
@@ -94,7 +96,8 @@ class _RMSNorm(Function):
         return (x * rstd * weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         x, rstd, weight = ctx.saved_tensors
         normed = x * rstd
         product = grad * normed
@@ -117,7 +120,8 @@ class _Linears(Function):
         return F.linear(x, torch.cat(weights), torch.cat(biases))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
         x, *weights = ctx.saved_tensors
         to_x: Tensor | None = None
         to_parameters: list[Tensor | None] = [None] * (2 * len(weights))

@@ -129,4 +129,7 @@ def _expand(
 
 
 def _once(refs: Iterable[LayerRef]) -> list[LayerRef]:
-    return list({(id(ref.layer), ref.pre_hook): ref for ref in reversed(list(refs))}.values())[::-1]
+    first: dict[tuple[int, bool], LayerRef] = {}
+    for ref in refs:
+        first.setdefault((id(ref.layer), ref.pre_hook), ref)
+    return list(first.values())

@@ -41,7 +41,7 @@ def outermost(root: nn.Module, path: str) -> nn.Module:
 
 def replace(root: nn.Module, old: nn.Module, new: nn.Module) -> int:
     """Put `new` wherever `old` is in the tree, under every name that it has; the number of places."""
-    places = [(parent, name) for parent in root.modules() for name, child in parent.named_children() if child is old]
+    places = [(parent, name) for parent in root.modules() for name, child in parent._modules.items() if child is old]
     for parent, name in places:
         if parent is not new:
             setattr(parent, name, new)

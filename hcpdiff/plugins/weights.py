@@ -32,7 +32,7 @@ PARTS = {
     "text_encoders.t5": "text_encoder_3",
 }
 HEADER = "hcpdiff.plugin"
-_SAVED = ("on", "layers", "from_layers", "to_layers", "branch", "overrides")  # of a spec
+_SAVED = ("layers", "from_layers", "to_layers", "branch", "overrides")  # of a spec
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
         tensors |= {f"{layer}.{key}": tensor for key, tensor in packed.items()}
         if scale != 1:
             scales[layer] = scale
-    settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "scales": scales}
+    settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "on": spec.on, "scales": scales}
     settings |= {key: getattr(spec, key) for key in _SAVED if getattr(spec, key)}
     settings["options"] = next(iter(plugins.values())).file_options(spec.options)
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}

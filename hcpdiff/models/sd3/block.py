@@ -5,6 +5,8 @@ Layers are named as in diffusers, so adapters and files carry over: `attn.to_q`,
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from hcpdiff.models.fused import gated, heads_of, modulated_norm, rms_norm
 
 
 class JointBlock(nn.Module):
-    """Joint attention, then an MLP for each stream; time and pooled text shift, scale and gate every step (adaLN-Zero).
+    """Joint attention, then an MLP for each stream; time and pooled text modulate every step (adaLN-Zero).
 
     Args:
         last: the text is only attended to and ends here ("context_pre_only").
@@ -24,10 +26,10 @@ class JointBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, last: bool = False, qk_norm: bool = False, dual: bool = False) -> None:
         super().__init__()
-        self.last, self.dual = last, dual
+        self.last = last
         self.checkpoint_mlp = False  # run the MLPs again in backward instead of keeping what they computed
-        self.norm1 = Modulation(dim, 9 if dual else 6)
-        self.norm1_context = Modulation(dim, 2 if last else 6)
+        self.norm1 = Modulation(dim, 3 if dual else 2)
+        self.norm1_context = FinalModulation(dim) if last else Modulation(dim, 2)
         self.attn = JointAttention(dim, heads, last=last, qk_norm=qk_norm)
         if dual:
             self.attn2 = SelfAttention(dim, heads, qk_norm=qk_norm)
@@ -44,46 +46,65 @@ class JointBlock(nn.Module):
             emb: (B, D), silu of the embedded time and pooled text.
             bias: (B, 1, 1, N + L), added to the logits of each key.
         """
-        shift, scale, gate, *mlp = self.norm1(emb)
-        if self.last:
-            text_scale, text_shift = self.norm1_context(emb)
-        else:
-            text_shift, text_scale, text_gate, *text_mlp = self.norm1_context(emb)
-
-        attended, text_attended = self.attn(
-            modulated_norm(image, shift, scale), modulated_norm(text, text_shift, text_scale), bias
-        )
-        if self.dual:
-            *mlp, shift, scale, gate2 = mlp
-            attended2 = self.attn2(modulated_norm(image, shift, scale))
-        image = gated(image, gate, attended)
-        if self.dual:
-            image = gated(image, gate2, attended2)
-        image = self._mlp(self.ff, image, *mlp)
+        step, mlp_step, *dual = self.norm1(emb)
+        text_step, *text_mlp_step = self.norm1_context(emb)
+        attended, text_attended = self.attn(step.before(image), text_step.before(text), bias)
+        attended_alone = [self.attn2(other.before(image)) for other in dual]
+        image = step.after(image, attended)
+        for other, update in zip(dual, attended_alone, strict=True):
+            image = other.after(image, update)
+        image = self._mlp(self.ff, image, mlp_step)
         if self.last:
             return image, None
-        text = gated(text, text_gate, text_attended)
-        return image, self._mlp(self.ff_context, text, *text_mlp)
+        text = text_step.after(text, text_attended)
+        return image, self._mlp(self.ff_context, text, *text_mlp_step)
 
-    def _mlp(self, mlp: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        def step(x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-            return gated(x, gate, mlp(modulated_norm(x, shift, scale)))
+    def _mlp(self, mlp: nn.Module, x: Tensor, step: Step) -> Tensor:
+        def updated(x: Tensor) -> Tensor:
+            return step.after(x, mlp(step.before(x)))
 
         if self.checkpoint_mlp and torch.is_grad_enabled():
-            return checkpoint(step, x, shift, scale, gate, use_reentrant=False)
-        return step(x, shift, scale, gate)
+            return checkpoint(updated, x, use_reentrant=False)
+        return updated(x)
+
+
+class Step(NamedTuple):
+    """How time and text modulate one step of a stream, (B, 1, D) each; no gate where the stream ends."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor | None = None
+
+    def before(self, x: Tensor) -> Tensor:
+        return modulated_norm(x, self.shift, self.scale)
+
+    def after(self, x: Tensor, update: Tensor | None) -> Tensor:
+        return x if self.gate is None or update is None else gated(x, self.gate, update)
 
 
 class Modulation(nn.Module):
-    """The (B, D) embedding of time and pooled text to `count` shifts, scales and gates, each (B, 1, D)."""
+    """The (B, D) embedding of time and pooled text to the modulation of each of `steps` steps."""
 
-    def __init__(self, dim: int, count: int) -> None:
+    def __init__(self, dim: int, steps: int) -> None:
         super().__init__()
-        self.count = count
-        self.linear = nn.Linear(dim, count * dim)
+        self.count = 3 * steps
+        self.linear = nn.Linear(dim, self.count * dim)
 
-    def forward(self, emb: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(emb).unflatten(-1, (self.count, 1, -1)).unbind(1)
+    def forward(self, emb: Tensor) -> list[Step]:
+        values = self.linear(emb).unflatten(-1, (self.count, 1, -1)).unbind(1)
+        return [Step(*values[i : i + 3]) for i in range(0, self.count, 3)]
+
+
+class FinalModulation(nn.Module):
+    """The same for where a stream ends, without a gate; its layer gives the scale first."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, emb: Tensor) -> list[Step]:
+        scale, shift = self.linear(emb).unflatten(-1, (2, 1, -1)).unbind(1)
+        return [Step(shift, scale)]
 
 
 class MLP(nn.Module):
@@ -106,8 +127,8 @@ class ProjectedGELU(nn.Module):
         return F.gelu(self.proj(x), approximate="tanh")
 
 
-class SelfAttention(nn.Module):
-    """Attention of one stream to itself; `qk_norm` brings queries and keys of each head to one scale."""
+class Attention(nn.Module):
+    """Queries, keys and values of the image; `qk_norm` brings queries and keys of each head to one scale."""
 
     def __init__(self, dim: int, heads: int, *, qk_norm: bool = False) -> None:
         super().__init__()
@@ -117,15 +138,19 @@ class SelfAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of (B, N, D) tokens, (B, N, H, d) each."""
+        """(B, N, D) tokens to (B, N, H, d) each."""
         query, key, value = heads_of(x, (self.to_q, self.to_k, self.to_v), self.head_dim)
         return self.norm_q(query), self.norm_k(key), value
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.to_out[0](attention(*self.project(x)))
+
+class SelfAttention(Attention):
+    """Attention of the image to itself."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.to_out[0](attention(*self.project(image)))
 
 
-class JointAttention(SelfAttention):
+class JointAttention(Attention):
     """One attention over image and text tokens, each stream with its own projections."""
 
     def __init__(self, dim: int, heads: int, *, last: bool = False, qk_norm: bool = False) -> None:
@@ -142,7 +167,7 @@ class JointAttention(SelfAttention):
 
     def forward(self, image: Tensor, text: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         both = [torch.cat(pair, dim=1) for pair in zip(self.project(image), self.project_text(text), strict=True)]
-        image, text = attention(*both, bias).split_with_sizes([image.shape[1], text.shape[1]], dim=1)
+        image, text = attention(*both, bias=bias).split_with_sizes([image.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](image), None if self.last else self.to_add_out(text)
 
 

@@ -38,7 +38,7 @@ class SD3(ModelFamily):
         scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
     """
 
-    denoiser: MMDiT
+    denoiser: MMDiT  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -59,8 +59,7 @@ class SD3(ModelFamily):
         self.tokenizers = dict(tokenizers)
         self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)
         self.process = FlowMatching()
-        cell = autoencoder.downscale(vae)
-        self.latent = LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)
+        self.latent = _latent_spec(denoiser, vae)
         self.eval()
 
     @classmethod
@@ -114,10 +113,20 @@ class SD3(ModelFamily):
         Args:
             part: "denoiser", "vae", "text_encoders" or e.g. "text_encoders.clip_l".
         """
+        return cls._configs(*args, **kwargs).skeleton(part)
+
+    @classmethod
+    def latent_spec(cls, *args: Any, **kwargs: Any) -> LatentSpec:
+        files = cls._configs(*args, **kwargs)
+        return _latent_spec(files.skeleton("denoiser"), files.skeleton("vae"))
+
+    @classmethod
+    def _configs(cls, *args: Any, **kwargs: Any) -> disk.SD3Folder:
+        """The folder that `from_pretrained` would read for these arguments, for its configs."""
         given = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
         given.apply_defaults()
         path, revision, use_t5 = (given.arguments[name] for name in ("path", "revision", "t5"))
-        return disk.SD3Folder(path, revision=revision, use_t5=use_t5, only_configs=True).skeleton(part)
+        return disk.SD3Folder(path, revision=revision, use_t5=use_t5, only_configs=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read."""
@@ -174,5 +183,10 @@ class SD3(ModelFamily):
         return self
 
     def _ids(self, name: str, prompts: Sequence[str], length: int) -> Tensor:
-        device = self.text_encoders[name].get_input_embeddings().weight.device
-        return token_ids(self.tokenizers[name], prompts, length).to(device)
+        encoder: Any = self.text_encoders[name]
+        return token_ids(self.tokenizers[name], prompts, length).to(encoder.get_input_embeddings().weight.device)
+
+
+def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:
+    cell = autoencoder.downscale(vae)
+    return LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)

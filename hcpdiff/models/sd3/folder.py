@@ -151,7 +151,7 @@ def _seeded(seed: int, part: str) -> Iterator[None]:
         yield
 
 
-def _spread(encoder: nn.Module) -> nn.Module:
+def _spread(encoder: Any) -> nn.Module:
     """First weights at which a small text encoder learns fast: xavier, and tokens as far apart as their width allows.
 
     transformers' own are for large models: with them a small one starts nearly blind to its prompt.

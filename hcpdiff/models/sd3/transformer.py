@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hcpdiff.models import weights
 from hcpdiff.models.attention import grid_embedding, key_bias, timestep_embedding
-from hcpdiff.models.fused import modulated_norm
-from hcpdiff.models.sd3.block import JointBlock, Modulation
+from hcpdiff.models.sd3.block import FinalModulation, JointBlock, Modulation
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class MMDiT(nn.Module):
             )
             for i in range(config.num_layers)
         )
-        self.norm_out = Modulation(dim, 2)
+        self.norm_out = FinalModulation(dim)
         self.proj_out = nn.Linear(dim, config.patch_size**2 * (config.out_channels or config.in_channels))
         self.gradient_checkpointing("none")
         self._initialise()
@@ -149,8 +148,8 @@ class MMDiT(nn.Module):
             image, text = self._run(i, block, image, text, emb, bias)
             if control is not None and text is not None:
                 image = image + control[i * len(control) // len(blocks)]
-        scale, shift = self.norm_out(emb)
-        return self._unpatch(self.proj_out(modulated_norm(image, shift, scale)), noisy_latents.shape)
+        (step,) = self.norm_out(emb)
+        return self._unpatch(self.proj_out(step.before(image)), noisy_latents.shape)
 
     def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
         """What backward computes again instead of keeping it: nothing, all blocks, their MLPs, or every n-th block.
@@ -185,9 +184,10 @@ class MMDiT(nn.Module):
         for layer in self.modules():
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         for layer in self.modules():
-            if isinstance(layer, Modulation):
+            if isinstance(layer, (Modulation, FinalModulation)):
                 nn.init.zeros_(layer.linear.weight)
         nn.init.zeros_(self.proj_out.weight)
 
