@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcpdiff.plugins import PluginBlock, PluginSpec, WrapPluginBlock
-from hcpdiff.plugins.attach import attach
+from hcpdiff.plugins import PluginBlock, PluginSpec, WrapPluginBlock, attach
 
 
 class ResidualSkip(PluginBlock):

@@ -1,6 +1,9 @@
-"""Draw the pictures of examples/data: a background style that the tiny model has never seen, for it to learn.
+"""Draw the pictures of examples/data.
 
-python scripts/make_example_data.py --out examples/data/striped
+    python scripts/make_example_data.py
+
+striped/: a background style that the tiny model has never seen, for a LoRA to learn.
+outlines/: control images, one per shape, for the previews of a ControlNet.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-from hcpdiff.data.scenes import Scenes
+from PIL import Image
+
+from hcpdiff.data.scenes import SHAPES, Scene, Scenes, outline
 
 
-def write(out: Path, *, pattern: str, count: int, seed: int) -> None:
+def write_striped(out: Path, *, count: int = 24, seed: int = 100) -> None:
     """`count` pictures and their captions.json."""
-    scenes = Scenes(count, seed=seed, patterns=[pattern], detail=0)
+    scenes = Scenes(count, seed=seed, patterns=["striped"], detail=0)
     out.mkdir(parents=True, exist_ok=True)
     captions = {}
     for i in range(count):
@@ -24,10 +29,17 @@ def write(out: Path, *, pattern: str, count: int, seed: int) -> None:
     (out / "captions.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
 
 
+def write_outlines(out: Path) -> None:
+    """A map of each shape, off the middle."""
+    out.mkdir(parents=True, exist_ok=True)
+    for i, shape in enumerate(SHAPES):
+        scene = Scene(shape, "black", "white", center=(20.0 + i % 3 * 4, 28.0 - i % 2 * 8), radius=14.0)
+        Image.fromarray(outline(scene)).save(out / f"{shape}.png", optimize=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pattern", default="striped")
-    parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=100)
-    write(**vars(parser.parse_args()))
+    parser.add_argument("--out", type=Path, default=Path("examples/data"))
+    folder = parser.parse_args().out
+    write_striped(folder / "striped")
+    write_outlines(folder / "outlines")

@@ -63,7 +63,7 @@ def check_selectors(config: Config, reader: Reader) -> None:
         key: Key = ("plugins", name)
         spec = made(reader.read(node, sections.item("plugins"), key), reader)
         for field in ("layers", "from_layers", "to_layers"):
-            patterns = getattr(spec, field)
+            patterns = getattr(spec, field) or getattr(spec.plugin, field, ())
             if patterns or (field == "layers") != spec.between:
                 find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes)
                 _find(reader, find, parts, spec.on, patterns, (*key, field))

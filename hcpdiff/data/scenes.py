@@ -9,11 +9,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.data.sources import Record
 from hcpdiff.randomness import python_random
 
@@ -39,6 +41,7 @@ RENDERING = 1  # counts up when the same scene is drawn differently, so that cac
 _RADII = (10.5, 17.5)
 _MARGIN = 1.5  # pixels between a shape and the border
 _SUPERSAMPLING = 4
+_FRACTION = 4  # bits after the point, in OpenCV's fixed-point coordinates
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,28 @@ def render(scene: Scene) -> np.ndarray:
     canvas = _background(scene)
     cells = _SUPERSAMPLING
     canvas = np.ascontiguousarray(canvas.repeat(cells, axis=0).repeat(cells, axis=1))
-    center = np.array(scene.center[::-1])
-    fraction = 4  # bits after the point, in OpenCV's fixed-point coordinates
-    outlines = [
-        np.round(((center + scene.radius * outline) * cells - 0.5) * 2**fraction).astype(np.int32)
-        for outline in _OUTLINES[scene.shape]
-    ]
-    cv2.fillPoly(canvas, outlines, COLORS[scene.color], shift=fraction)
+    cv2.fillPoly(canvas, _corners_of(scene), COLORS[scene.color], shift=_FRACTION)
     return cv2.resize(canvas, scene.size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def outline(scene: Scene) -> np.ndarray:
+    """A map of where the shape is, (H, W, 3) uint8: its outline, white on black, a pixel and a half wide."""
+    cells = _SUPERSAMPLING
+    canvas = np.zeros((scene.size[0] * cells, scene.size[1] * cells, 3), dtype=np.uint8)
+    thickness = round(1.5 * cells)
+    cv2.polylines(
+        canvas, _corners_of(scene), isClosed=True, color=(255, 255, 255), thickness=thickness, shift=_FRACTION
+    )
+    return cv2.resize(canvas, scene.size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _corners_of(scene: Scene) -> list[np.ndarray]:
+    """The outlines of the shape on the enlarged canvas, in OpenCV's fixed-point coordinates."""
+    center = np.array(scene.center[::-1])
+    return [
+        np.round(((center + scene.radius * line) * _SUPERSAMPLING - 0.5) * 2**_FRACTION).astype(np.int32)
+        for line in _OUTLINES[scene.shape]
+    ]
 
 
 class Scenes:
@@ -102,6 +119,7 @@ class Scenes:
         sizes: (height, width) of the pictures, in pixels; a size that is named twice is drawn twice as often.
         shapes, colors, patterns: what to draw, out of SHAPES, COLORS and PATTERNS.
         detail: share of the captions that name the size, and, independently, the position.
+        outlines: give each picture the outline of its shape as `control_image`, for a ControlNet.
     """
 
     def __init__(
@@ -113,7 +131,8 @@ class Scenes:
         shapes: Sequence[str] = SHAPES,
         colors: Sequence[str] = tuple(COLORS),
         patterns: Sequence[str] = ("plain",),
-        detail: float = 0.3,
+        detail: Annotated[float, Range(ge=0, le=1)] = 0.3,
+        outlines: bool = False,
     ) -> None:
         for name, given, known in (
             ("shapes", shapes, SHAPES),
@@ -133,6 +152,7 @@ class Scenes:
         self.sizes = [(int(height), int(width)) for height, width in sizes]
         self.shapes, self.colors, self.patterns = tuple(shapes), tuple(colors), tuple(patterns)
         self.detail = detail
+        self.outlines = outlines
 
     def __len__(self) -> int:
         return self.count
@@ -166,11 +186,13 @@ class Scenes:
         return [describe(self.scene(index), size=size, position=position)]
 
     def load(self, index: int, at_least: tuple[int, int] | None = None) -> Record:
-        return Record(Image.fromarray(render(self.scene(index))))
+        scene = self.scene(index)
+        inputs = {"control_image": Image.fromarray(outline(scene))} if self.outlines else {}
+        return Record(Image.fromarray(render(scene)), inputs=inputs)
 
     def fingerprint(self, index: int) -> str:
         """Hash of what is drawn; the caches need not draw it."""
-        return hashlib.blake2b(repr((RENDERING, self.scene(index))).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(repr((RENDERING, self.scene(index), self.outlines)).encode(), digest_size=16).hexdigest()
 
 
 def _phrase(*words: str) -> str:

@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hcpdiff.data.images import read_rgb
+from hcpdiff.data.sources import Record
+from hcpdiff.data.transforms import cut, place, unit_tensor
 from hcpdiff.diffusion import samplers
 from hcpdiff.diffusion.guidance import guided
 from hcpdiff.infer.request import Request
@@ -72,7 +75,9 @@ def _generate_batch(
     n, two_branches = len(part), request.guidance != 1
     device = next(family.denoiser.parameters()).device
     branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
-    tensors = {} if request.control_image is None else {"control_image": _control(request, n * (1 + two_branches), device)}
+    tensors = {}
+    if request.control_image is not None:
+        tensors["control_image"] = _control(request.control_image, request.size).to(device)
     sizes = [SizeInfo(request.size, (0, 0), request.size)] * n
 
     def feed(t: Tensor | None) -> None:
@@ -105,19 +110,10 @@ def _predict(family: ModelFamily, latents: Tensor, t: Tensor, halves: list[Condi
     return guided(family.denoise, latents, t, halves[0], halves[1], guidance)
 
 
-def _control(request: Request, rows: int, device: torch.device) -> Tensor:
-    """The control image, scaled and centre-cropped to the picture, (rows, 3, H, W) in [0, 1]."""
-    from hcpdiff.data.transforms import fit_image
-
-    image, _ = fit_image(Image.open(str(request.control_image)).convert("RGB"), request.size)
-    return from_pil(image).to(device).expand(rows, -1, -1, -1)
-
-
-def from_pil(image: Image.Image) -> Tensor:
-    """(3, H, W) in [0, 1]."""
-    import numpy as np
-
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+def _control(path: str, size: tuple[int, int]) -> Tensor:
+    """The control image, scaled and centre-cropped to the picture, (1, 3, H, W) in [0, 1]; plugins repeat it."""
+    image = read_rgb(Path(path))
+    return unit_tensor(cut(Record(image), place((image.height, image.width), size)).image)[None]
 
 
 def to_pil(image: Tensor) -> Image.Image:

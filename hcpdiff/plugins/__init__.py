@@ -30,6 +30,6 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "PluginSpec": "hcpdiff.plugins.spec:PluginSpec",
         "SinglePluginBlock": "hcpdiff.plugins.base:SinglePluginBlock",
         "WrapPluginBlock": "hcpdiff.plugins.base:WrapPluginBlock",
-        "attach": "hcpdiff.plugins.attach:attach",
+        "attach": "hcpdiff.plugins.attach:",
     },
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -171,3 +173,13 @@ def _check_trains(group: PluginGroup, name: str, spec: PluginSpec) -> None:
     lrs = [spec.lr, *(override.get("lr") for override in spec.overrides.values())]
     if any(lr is not None for lr in lrs) and not any(p.own_parameters() for p in group.plugins(name).values()):
         raise ValueError(f"plugins.{name}.lr: {spec.plugin.__name__} has nothing to train; remove it")
+
+
+class _Callable(ModuleType):
+    """`hcpdiff.plugins.attach(...)` is the function, although it is this module too."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PluginGroup:
+        return attach(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -46,6 +46,7 @@ class SinglePluginBlock(Plugin):
     def _run(self, hook: Hook, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if self.fused:
             return output
+        self.follow(host)
         if self.branch is None:
             return self(host, args, kwargs, output)
         items = unpack_output(output)
@@ -107,9 +108,11 @@ class _Between(Plugin):
             self._state.clear()
 
     def _read(self, hook: Hook, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+        self.follow(layer)
         self._on_source(hook, unpack_output(output[0]) if output else unpack_input(args, kwargs))
 
     def _change(self, hook: Hook, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> Any:
+        self.follow(layer)
         if output:
             return pack_output(output[0], self._on_target(hook, unpack_output(output[0])))
         return pack_input(self._on_target(hook, unpack_input(args, kwargs)))

@@ -109,15 +109,17 @@ class ControlNet(MultiPluginBlock):
         model, first = sources
         like: Tensor = model["noisy_latents"]
         weight = self.get_parameter("pos_embed_input.proj.weight")
-        mixed = weight.dtype == torch.float32 and like.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(like.device.type, dtype=like.dtype if mixed else None, enabled=mixed):
-            samples = self._run(model, first.get("bias"), None if mixed else weight.dtype)
+        if weight.dtype == torch.float32 and like.dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast(like.device.type, like.dtype):
+                samples = self._run(model, first.get("bias"), like.dtype)
+        else:
+            samples = self._run(model, first.get("bias"), weight.dtype)
         return [None if i is None else samples[i] for i in self._samples]
 
     def write(self, index: int, value: Tensor, result: Tensor | None) -> Tensor:
         return value if result is None else value + result.to(value.dtype)
 
-    def _run(self, model: dict[str, Any], bias: Tensor | None, dtype: torch.dtype | None) -> list[Tensor]:
+    def _run(self, model: dict[str, Any], bias: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
         """What is added to the blocks, (B, N, D) each."""
         latents, tokens, pooled = (model[name].to(dtype) for name in ("noisy_latents", "tokens", "pooled"))
         pooled = torch.zeros_like(pooled) if self.zero_pooled else pooled

@@ -44,7 +44,8 @@ class Attachment:
 
 
 class PluginGroup(nn.Module):
-    """The plugins of one family, by plugin name and layer path. They are its children, and not their layers'.
+    """The plugins of one family, by plugin name and layer path. They are its children and not their layers', but take
+    training or evaluation mode from these.
 
     A deepcopy includes the family, so copy both in one go: `copy.deepcopy((family, group))`. `members` has the plugins
     alone and nothing of the family, except what a Wrap holds.

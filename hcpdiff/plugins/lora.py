@@ -139,10 +139,9 @@ def _scaled(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 def _add_linear(output: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """output + scale * x down^T up^T, in two products: the scale costs `rank` numbers a token, the sum no pass."""
-    hidden = F.linear(x, down) * scale
-    hidden = hidden.to(output.dtype)
-    total = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.to(output.dtype).t())
-    return total.view(output.shape)
+    hidden = (F.linear(x, down) * scale).to(output.dtype)
+    rows, hidden_rows = output.reshape(-1, output.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    return torch.addmm(rows, hidden_rows, up.to(output.dtype).t()).view(output.shape)
 
 
 def _layers(

@@ -56,6 +56,11 @@ class Plugin(nn.Module, ABC):
     def disconnect(self, family: nn.Module) -> None:
         """Undo what `connect` did besides placing hooks."""
 
+    def follow(self, layer: nn.Module) -> None:
+        """Take the layer's mode, training or evaluation: `family.train()` does not reach what is no child of it."""
+        if self.training != layer.training:
+            self.train(layer.training)
+
     def prepare(self, inputs: PluginInputs, family: nn.Module) -> PluginInputs:
         """The step's inputs as this plugin wants them, e.g. with an image that the family has encoded."""
         return inputs

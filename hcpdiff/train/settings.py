@@ -57,11 +57,11 @@ class TrainSettings:
     loss: Callable[[Tensor, Tensor, Tensor, Process], Tensor] | None = None
     # (timesteps, process) -> weight per sample; default: 1
     weighting: Callable[[Tensor, Process], Tensor] | None = None
-    # (count, generator, process) -> (count,) in [0, 1000]; default: uniform
+    # (count, generator) -> (count,) in [0, 1000]; default: uniform
     timesteps: Callable[[int, Generator], Tensor] | None = None
     # (latents, generator) -> noise; default: gaussian
     noise: Callable[[Tensor, Generator], Tensor] | None = None
-    # two branches in training (DreamArtist): a constant, or a function of (timesteps, process)
+    # two branches in training (DreamArtist): a constant, or a function of the timesteps
     guidance: float | Callable[[Tensor], Tensor] | None = None
     gradient_checkpointing: Literal["none", "all", "mlp"] | PositiveInt = "none"  # an integer n: every n-th block
     ema: EmaSettings | None = None

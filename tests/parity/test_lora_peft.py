@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,31 @@ def test_our_file_loads_in_the_stock_pipeline_with_equal_outputs(tmp_path: Path,
     attached = attach_file(again, tmp_path / "style.safetensors", name="style")
     assert all(torch.equal(t, attached.state_dict()[k]) for k, t in group.state_dict().items())
     assert torch.equal(again.denoiser(*mmdit_args(again)), ours)
+
+
+def test_our_file_of_a_text_encoder_loads_in_the_stock_pipeline(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPTextConfig(**sizes, vocab_size=50, projection_dim=16, bos_token_id=0, eos_token_id=2)
+    torch.manual_seed(0)
+    encoder = transformers.CLIPTextModelWithProjection(config).eval().requires_grad_(False)
+    family = Family(nn.Identity(), {"clip_l": copy.deepcopy(encoder)})
+    ids = torch.tensor([[0, 5, 7, 2]])
+    group = attach(
+        family, {"words": PluginSpec(LoRA, on="text_encoders.clip_l", layers=[r"re:.*self_attn"], options={"rank": 2})}
+    )
+    shake(group)
+    ours = family.text_encoders["clip_l"](ids).text_embeds
+    save(group, "words", tmp_path / "words.safetensors")
+
+    names = ["vae", "transformer", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"]
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        text_encoder=encoder, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(names)
+    )
+    plain = encoder(ids).text_embeds
+    weights = diffusers.StableDiffusion3Pipeline.lora_state_dict(
+        str(tmp_path), weight_name="words.safetensors", return_lora_metadata=True
+    )
+    pipeline.load_lora_into_text_encoder(weights[0], None, encoder, prefix="text_encoder", metadata=weights[1])
+    assert (ours - plain).abs().max() > 0.01
+    assert torch.allclose(encoder(ids).text_embeds, ours, atol=1e-5)  # fp32 sums in another order

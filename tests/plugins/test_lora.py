@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ def test_it_adds_alpha_over_rank_times_b_times_a() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_fusing_keeps_the_output_and_unfusing_restores_every_bit(layer: nn.Module, bias: bool) -> None:
     x = torch.randn(2, 9, 9, 4) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 9, 9)
-    family, group, _ = plugged(layer, bias=bias)
+    family, group, _ = plugged(copy.deepcopy(layer), bias=bias)
     before = {key: tensor.clone() for key, tensor in family.state_dict().items()}
     live = family.denoiser(x)
     group.fuse()
@@ -88,11 +90,11 @@ def test_settings_that_cannot_be_meant_are_errors(options: dict[str, object], me
 def test_dropout_is_on_the_low_rank_branch_and_off_in_eval() -> None:
     x = torch.ones(1, 64, 8)
     host = nn.Linear(8, 8)
-    family, group, lora = plugged(host, dropout=0.5)
+    family, _, lora = plugged(host, dropout=0.5)
     with torch.no_grad():
-        group.eval()
+        family.eval()
         assert torch.equal(family.denoiser(x)[0, 0], family.denoiser(x)[0, 1])
-        group.train()
+        family.train()
         rows = family.denoiser(x)[0] - host(x).sub(_low_rank(lora, x))[0]
         assert rows.unique(dim=0).shape[0] > 10
         assert not (family.denoiser(x) == 0).any()
@@ -102,9 +104,15 @@ def _low_rank(lora: LoRA, x: Tensor) -> Tensor:
     return lora.scale * lora.lora_B(lora.lora_A(x))
 
 
-def test_a_family_in_eval_mode_gets_plugins_in_eval_mode() -> None:
-    family = Family(nn.Sequential(nn.Linear(2, 2))).eval()
-    assert not attach(family, {"style": PluginSpec(LoRA, layers=["0"], options={"rank": 1})}).training
+def test_plugins_are_in_the_mode_of_their_layers_compiled_or_not() -> None:
+    family, _, lora = plugged(nn.Linear(8, 8), dropout=0.5)
+    x = torch.ones(64, 8)
+    for model in (family.denoiser, torch.compile(family.denoiser, backend="eager", fullgraph=True)):
+        for training in (True, False, True):
+            family.train(training)
+            rows = len(model(x).unique(dim=0))
+            assert rows > 10 if training else rows == 1
+            assert lora.training == training
 
 
 def test_inputs_may_be_strided_or_given_by_keyword() -> None:
