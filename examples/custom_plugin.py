@@ -2,7 +2,9 @@
 
     python examples/custom_plugin.py
 
-In a config, name the class: `_target_: my_package.ResidualSkip`, and pass `--trust my_package`.
+In a config, name the class, and pass `--trust custom_plugin`:
+
+    plugins: {swap: {_target_: custom_plugin.ActivationSwap, on: text_encoders.clip_l, layers: ['re:.*mlp'], lr: 1e-2}}
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ class ResidualSkip(PluginBlock):
 
 
 class ActivationSwap(WrapPluginBlock):
-    """Slides an activation function towards SiLU, as far as training likes."""
-
-    accepts = (nn.GELU, nn.ReLU)
+    """Slides a GELU of any kind towards SiLU, as far as training likes."""
 
     def __init__(self, host: nn.Module) -> None:
         super().__init__(host)
         self.share = nn.Parameter(torch.zeros(()))
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        return "GELU" in type(layer).__name__ and not list(layer.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.lerp(self.host(x), F.silu(x), self.share.to(x.dtype))

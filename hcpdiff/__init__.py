@@ -4,6 +4,8 @@
     hcpdiff.train("cfgs/lora.yaml", ["train.steps=200"])
     pictures = hcpdiff.infer("cfgs/infer.yaml")
     config = hcpdiff.load_config("cfgs/lora.yaml")
+
+Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from hcpdiff import lazy
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hcpdiff.config.loading import load as load_config
+    from hcpdiff.config.loading import load as load_config  # noqa: F401
     from hcpdiff.infer.run import infer as infer
     from hcpdiff.train.run import train as train
 

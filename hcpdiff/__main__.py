@@ -1,3 +1,5 @@
+import sys
+
 from hcpdiff.cli import main
 
-main()
+sys.exit(main())

@@ -1,38 +1,64 @@
-"""The command line: parse, call, print."""
+"""The command line: parse, call, print; and what went wrong as a line of text and an exit code."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
+import hcpdiff
+
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune diffusion models from a short YAML file, and make pictures with them.",
     rich_markup_mode=None,
 )
 
 Cfg = Annotated[Path, typer.Option("--cfg", help="The config: a YAML file.")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="key=value: change a key of the config.")]  # noqa: UP045
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value: change a key of the config.")]
 Trust = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--trust", help="A package that the config may use besides the known ones; may be given again."),
 ]
+
+# What click raises for wrong arguments; some versions of typer bring a click of their own, with a class of its own.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# What the operating system says of a file that the user should look at; the rest, such as a full disk, is a failed run.
+USER_ERRNOS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+LONGEST = 500  # characters of a failure on one line
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"hcpdiff {hcpdiff.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()
 def init(folder: Annotated[Path, typer.Argument(help="A new folder, or one without files of these names.")]) -> None:
-    """Make a folder with starter configs and example data; overwrite nothing."""
+    """Make a folder with starter configs and example data. Nothing is overwritten."""
     from hcpdiff.project import create
 
     for path in create(folder):
         print(path)
+    print(f"now: cd {folder} && hcpdiff train --cfg cfgs/lora.yaml")
 
 
 @app.command()
@@ -40,7 +66,7 @@ def train(
     cfg: Cfg,
     overrides: Overrides = None,
     resume: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--resume", help='"auto": go on from the newest checkpoint, if any; or a checkpoint\'s folder.'),
     ] = None,
     trust: Trust = None,
@@ -48,18 +74,22 @@ def train(
     """Train what a config says."""
     from hcpdiff.train.run import train as run
 
-    print(f"done: {run(cfg, overrides or (), resume=resume, trust=trust or ())}")
+    try:
+        print(f"done: {run(cfg, overrides or (), resume=resume, trust=trust or ())}")
+    except KeyboardInterrupt as interrupt:
+        default = "interrupted; --resume auto goes on from the newest checkpoint, if there is one"
+        raise KeyboardInterrupt(str(interrupt) or default) from None
 
 
 @app.command()
 def infer(
     cfg: Cfg,
     overrides: Overrides = None,
-    prompt: Annotated[Optional[list[str]], typer.Option("--prompt", help="A prompt; may be given again.")] = None,  # noqa: UP045
-    negative: Annotated[Optional[str], typer.Option("--negative", help="What to steer away from.")] = None,  # noqa: UP045
-    prompts: Annotated[Optional[Path], typer.Option("--prompts", help="A text file, one prompt per line.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option("--seed", help="Of the first picture.")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the pictures.")] = None,  # noqa: UP045
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; may be given again.")] = None,
+    negative: Annotated[str | None, typer.Option("--negative", help="What to steer away from.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt per line.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the first picture.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the pictures.")] = None,
     trust: Trust = None,
 ) -> None:
     """Make pictures."""
@@ -76,7 +106,7 @@ def infer(
 
 @app.command()
 def check(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
-    """Find all mistakes of a config without running it: keys, types, values, paths and layer selectors."""
+    """Find all mistakes of a config. Keys, types, values, paths and layer selectors are looked at; nothing is run."""
     from hcpdiff.config import ConfigError, load
     from hcpdiff.config import check as find_mistakes
 
@@ -88,9 +118,8 @@ def check(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
 
 @app.command()
 def show(cfg: Cfg, overrides: Overrides = None) -> None:
-    """Print the composed config, and where each value came from."""
-    from hcpdiff.config import load
-    from hcpdiff.config.loading import leaves
+    """Show the composed config, and where each value came from."""
+    from hcpdiff.config import leaves, load
 
     rows = [(f"{key}: {value}", str(origin)) for key, value, origin in leaves(load(cfg, overrides or ()))]
     width = min(max((len(text) for text, _ in rows), default=0), 72)
@@ -101,17 +130,20 @@ def show(cfg: Cfg, overrides: Overrides = None) -> None:
 @app.command()
 def layers(
     cfg: Cfg,
-    pattern: Annotated[Optional[str], typer.Argument(help="A selector, e.g. 're:.*attn.to_q'.")] = None,  # noqa: UP045
+    pattern: Annotated[str | None, typer.Argument(help="A selector, e.g. 're:.*attn.to_q'.")] = None,
     overrides: Overrides = None,
-    on: Annotated[str, typer.Option("--on", help="The part of the model: denoiser, text_encoders.clip_l, vae ...")] = "denoiser",
+    on: Annotated[str, typer.Option("--on", help="A part of the model: denoiser, vae ...")] = "denoiser",
     trust: Trust = None,
 ) -> None:
-    """List layer names to target, or what a selector matches, with numbers of parameters."""
+    """List the layers of a model, or what a selector matches. With numbers of parameters."""
     from hcpdiff.config import load
     from hcpdiff.config.selectors import skeleton
     from hcpdiff.plugins.targets import find_layers
 
-    model = skeleton(load(cfg, overrides or (), trust or ()), on)
+    changes = list(overrides or ())
+    if pattern is not None and re.match(r"[+~]{0,2}[\w./@-]+=", pattern):  # `layers --cfg FILE model=sdxl`
+        pattern, changes = None, [pattern, *changes]
+    model = skeleton(load(cfg, changes, trust or ()), on)
     refs = find_layers(model, [pattern if pattern is not None else "re:.+"], where="pattern")
     for ref in refs:
         count = sum(p.numel() for p in ref.layer.parameters())
@@ -126,30 +158,82 @@ def data(
     out: Annotated[Path, typer.Option("--out", help="Where the contact sheet goes.")] = Path("data.png"),
     trust: Trust = None,
 ) -> None:
-    """Show what a run will see: sizes, crops and final prompts, as text and as a contact sheet."""
+    """Show what a run will see. Sizes, crops and final prompts, as text and as a contact sheet."""
     from hcpdiff.train.data_report import report
 
     for line in report(cfg, overrides or (), out=out, trust=trust or ()):
         print(line)
 
 
-def main() -> None:
-    """The console script. Exit codes: 0; 2 for a mistake of the user; 1 when a run failed; 130 when interrupted."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0; 2 for a mistake of the user; 1 when a run failed; 130 when interrupted.
+
+    A mistake is told in one line, and without a traceback. HCPDIFF_DEBUG=1 shows the traceback of everything.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_AboveProgressBars()])
     logging.getLogger("hcpdiff").setLevel(logging.INFO)
     try:
-        app()
-    except (ValueError, FileNotFoundError) as error:
-        _fail(error, 2)
-    except KeyboardInterrupt as error:
-        _fail(error, 130)
-    except RuntimeError as error:
+        return _run(list(sys.argv[1:] if argv is None else argv) or ["--help"])
+    except KeyboardInterrupt as interrupt:
+        return _told(str(interrupt) or "interrupted", 130)
+    except BrokenPipeError:  # `hcpdiff layers | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more fails at exit
+        return 1
+    except Exception as error:
         if os.environ.get("HCPDIFF_DEBUG"):
             raise
-        _fail(error, 1)
+        if _is_mistake(error):
+            return _told(_mistake_text(error), 2)
+        return _told(_failure_text(error), 1)
 
 
-def _fail(error: BaseException, code: int) -> None:
-    print(str(error) or "interrupted", file=sys.stderr)
-    sys.exit(code)
+def _run(argv: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("hcpdiff", argv) as context:
+            command.invoke(context)
+    except typer.Exit as done:  # of --help
+        return done.exit_code
+    return 0
+
+
+def _is_mistake(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno is None or error.errno in USER_ERRNOS
+    return isinstance(error, (ValueError, UsageError))
+
+
+def _mistake_text(error: Exception) -> str:
+    if isinstance(error, UsageError):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "hcpdiff"
+        text = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{command}: {text}" + ("" if text.endswith("?") else f"; see {command} --help")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a text file is not UTF-8: {error}"
+    return str(error)
+
+
+def _failure_text(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST:
+        text = text[:LONGEST] + "..."
+    notes = getattr(error, "__notes__", None) or ["HCPDIFF_DEBUG=1 shows the traceback"]
+    return "; ".join([f"failed: {type(error).__name__}: {text}", *notes])
+
+
+def _told(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+class _AboveProgressBars(logging.Handler):
+    """Writes a line to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)

@@ -9,7 +9,11 @@ from typing import Any
 
 
 def exports(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """(`__getattr__`, `__dir__`, `__all__`) of a package that exports `names`: {name: "module:attribute"}; "module:" is the module."""
+    """(`__getattr__`, `__dir__`, `__all__`) of a package that exports `names`.
+
+    Args:
+        names: {name: "module:attribute"}; "module:" is the module itself.
+    """
 
     def __getattr__(name: str) -> Any:
         if name not in names:

@@ -80,7 +80,7 @@ def find(path: str | Path) -> Path:
     given = Path(path).expanduser()
     name = given.relative_to("cfgs") if given.parts[:1] == ("cfgs",) else given
     shipped = shipped_folder()
-    candidates = [given, given.with_name(f"{given.name}.yaml"), shipped / name, shipped / f"{name}.yaml"]
+    candidates = [given, Path(f"{given}.yaml"), shipped / name, shipped / f"{name}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
             if candidate.suffix != ".yaml":

@@ -53,9 +53,21 @@ class CachedLatents:
         """Images and their variants, without those that cannot be read."""
         return sum(key in self.table for keys in self._keys for key in keys)
 
-    def fill(self, encode_image: ImageEncoder, *, batch_size: int = 8, workers: int = 0) -> int:
-        """Encode what is missing, and say how many images that were. Files that cannot be read go to `bad`."""
-        parts, count = self._missing(batch_size), 0
+    def fill(
+        self,
+        encode_image: ImageEncoder,
+        *,
+        batch_size: int = 8,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Encode what is missing, and say how many images that were. Files that cannot be read go to `bad`.
+
+        Args:
+            progress: called with how many images are done, and how many there are to do.
+        """
+        parts, count, seen = self._missing(batch_size), 0, 0
+        total = sum(map(len, parts))
         loader = DataLoader(_Cuts(self.samples, parts), batch_size=None, num_workers=workers)
         for part, (cuts, bad) in zip(parts, loader, strict=True):
             self.bad += bad
@@ -64,6 +76,9 @@ class CachedLatents:
                 keys = [self._keys[item][variant] for item, variant, _ in works]
                 self._add(keys, [cut for _, _, cut in works], encode_image)
                 count += len(works)
+            seen += len(part)
+            if progress is not None:
+                progress(seen, total)
         self.table.flush()
         return count
 

@@ -28,8 +28,19 @@ class CachedText:
         self.table = Table(None if folder is None else folder / "text" / content_key(fingerprint))
         self.negatives = negatives
 
-    def fill(self, prompts: Iterable[Prompt], encode_prompt: PromptEncoder, *, batch_size: int = 16) -> int:
-        """Encode what is missing, and say how many texts that were."""
+    def fill(
+        self,
+        prompts: Iterable[Prompt],
+        encode_prompt: PromptEncoder,
+        *,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Encode what is missing, and say how many texts that were.
+
+        Args:
+            progress: called with how many texts are done, and how many there are to do.
+        """
         texts = {text for p in prompts for text in ((p.positive, p.negative) if self.negatives else (p.positive,))}
         missing = [text for text in sorted(texts) if content_key(text) not in self.table]
         for start in range(0, len(missing), batch_size):
@@ -38,6 +49,8 @@ class CachedText:
                 conditioning = encode_prompt(part)
             for text, one in zip(part, conditioning.chunk(len(part)), strict=True):
                 self.table.add(content_key(text), _to_row(one))
+            if progress is not None:
+                progress(start + len(part), len(missing))
         self.table.flush()
         return len(missing)
 

@@ -28,6 +28,7 @@ from hcpdiff.types import Batch
 
 CacheMode = Literal[False, "memory", "disk"]
 Log = Callable[[str], None]
+ShowProgress = Callable[[int, int], None]  # (done, total)
 
 
 class Dataset:
@@ -180,7 +181,13 @@ class Dataset:
         return batch if self.text is None else self.text.attach(batch)
 
     def store_latents(
-        self, encode_image: ImageEncoder, fingerprint: str, *, batch_size: int = 8, workers: int = 0
+        self,
+        encode_image: ImageEncoder,
+        fingerprint: str,
+        *,
+        batch_size: int = 8,
+        workers: int = 0,
+        progress: ShowProgress | None = None,
     ) -> None:
         """Fill the cache of latents; from then on batches hold latents.
 
@@ -192,13 +199,19 @@ class Dataset:
         """
         with located(self.where):
             latents = CachedLatents(self.samples, self.cache_dir if self.cache_latents == "disk" else None, fingerprint)
-        computed = latents.fill(encode_image, batch_size=batch_size, workers=workers)
+        computed = latents.fill(encode_image, batch_size=batch_size, workers=workers, progress=progress)
         self.note_bad(latents.bad)
         self.latents = latents
         self._log(f"{self.where}: latents of {len(latents)} images are cached, {computed} of them new")
 
     def store_text(
-        self, encode_prompt: PromptEncoder, fingerprint: str, *, negatives: bool = False, batch_size: int = 16
+        self,
+        encode_prompt: PromptEncoder,
+        fingerprint: str,
+        *,
+        negatives: bool = False,
+        batch_size: int = 16,
+        progress: ShowProgress | None = None,
     ) -> bool:
         """Fill the cache of conditioning; from then on batches hold it, and no text encoder is needed.
 
@@ -216,7 +229,7 @@ class Dataset:
             self._log(f"{self.where}.cache_text: there are ever new prompts, so they are encoded as they come")
             return False
         text = CachedText(self.cache_dir if self.cache_text == "disk" else None, fingerprint, negatives=negatives)
-        computed = text.fill(prompts, encode_prompt, batch_size=batch_size)
+        computed = text.fill(prompts, encode_prompt, batch_size=batch_size, progress=progress)
         self.text = text
         self._log(f"{self.where}: conditioning of {len(prompts)} prompts is cached, {computed} of them new")
         return True

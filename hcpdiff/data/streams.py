@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import count, tee
 from typing import Literal
 
@@ -70,7 +70,7 @@ class Streams:
             return (dict.fromkeys(self.datasets, step) for step in count(start))
         return self._mix(start)
 
-    def batches(self, start: int = 0) -> Iterator[dict[str, Batch]]:
+    def batches(self, start: int = 0) -> Generator[dict[str, Batch], None, None]:
         """The batches of each step, by dataset, from step `start` on, without end.
 
         A step here is what the trainer draws at once: with gradient accumulation, a part of an optimizer step.

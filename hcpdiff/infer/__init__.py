@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hcpdiff import lazy
+
+if TYPE_CHECKING:
+    from hcpdiff.infer.generate import Picture as Picture
+    from hcpdiff.infer.generate import generate as generate
+    from hcpdiff.infer.request import Adapter as Adapter
+    from hcpdiff.infer.request import InferSettings as InferSettings
+    from hcpdiff.infer.request import Request as Request
+    from hcpdiff.infer.save import contact_sheet as contact_sheet
+    from hcpdiff.infer.save import read_settings as read_settings
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
@@ -17,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "Request": "hcpdiff.infer.request:Request",
         "contact_sheet": "hcpdiff.infer.save:contact_sheet",
         "generate": "hcpdiff.infer.generate:generate",
+        "read_settings": "hcpdiff.infer.save:read_settings",
     },
 )
 

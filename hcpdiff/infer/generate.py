@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hcpdiff.data.images import read_rgb
 from hcpdiff.data.sources import Record
 from hcpdiff.data.transforms import cut, place, unit_tensor
 from hcpdiff.diffusion import samplers
-from hcpdiff.diffusion.guidance import guided
+from hcpdiff.diffusion.guidance import guided, needs_negative
 from hcpdiff.infer.request import Request
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.plugin import PluginInputs
-from hcpdiff.types import Conditioning, Prompt, SizeInfo
+from hcpdiff.types import Prompt, SizeInfo
 
 
 @dataclass(frozen=True)
@@ -38,30 +39,41 @@ def generate(
     request: Request,
     *,
     plugins: PluginGroup | None = None,
-    on_picture: Callable[[int], None] | None = None,
+    on_pictures: Callable[[list[Picture]], object] | None = None,
 ) -> list[Picture]:
     """All pictures of `request`, in order.
 
     Args:
         plugins: attached plugins that want the step's inputs (branches, control image).
-        on_picture: called with the number of pictures that a batch has finished.
+        on_pictures: called with the pictures of each batch as soon as they are finished.
 
     Raises:
         ValueError: the size does not suit the model.
     """
     check_size(family, request.size)
-    training = family.training
-    family.eval()
-    try:
-        pictures: list[Picture] = []
+    pictures: list[Picture] = []
+    with _inference(family), _inference(plugins):
         for part in _batches(request.pictures(), request.batch_size):
             images = _generate_batch(family, request, part, plugins)
-            pictures += [Picture(to_pil(im), p, seed) for im, (p, seed) in zip(images, part, strict=True)]
-            if on_picture is not None:
-                on_picture(len(part))
-        return pictures
+            done = [Picture(to_pil(image), p, seed) for image, (p, seed) in zip(images, part, strict=True)]
+            pictures += done
+            if on_pictures is not None:
+                on_pictures(done)
+    return pictures
+
+
+@contextmanager
+def _inference(module: nn.Module | None) -> Iterator[None]:
+    """Inside, the module is in eval mode (no dropout); after it, in the mode that it was in."""
+    if module is None:
+        yield
+        return
+    training = module.training
+    module.eval()
+    try:
+        yield
     finally:
-        family.train(training)
+        module.train(training)
 
 
 def _batches(items: list[tuple[Prompt, int]], size: int) -> Iterator[list[tuple[Prompt, int]]]:
@@ -72,7 +84,7 @@ def _batches(items: list[tuple[Prompt, int]], size: int) -> Iterator[list[tuple[
 def _generate_batch(
     family: ModelFamily, request: Request, part: Sequence[tuple[Prompt, int]], plugins: PluginGroup | None
 ) -> Tensor:
-    n, two_branches = len(part), request.guidance != 1
+    n, two_branches = len(part), needs_negative(request.guidance)
     device = next(family.denoiser.parameters()).device
     branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
     tensors = {}
@@ -87,12 +99,13 @@ def _generate_batch(
     feed(None)
     prompts = ([p.negative for p, _ in part] if two_branches else []) + [p.positive for p, _ in part]
     conditioning = family.with_size(family.encode_prompt(prompts), sizes * (1 + two_branches))
-    halves = conditioning.chunk(2) if two_branches else [conditioning]
+    negative, positive = conditioning.chunk(2) if two_branches else (None, conditioning)
 
     def predict(latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.to(device).expand(n)
         feed(torch.cat([t, t]) if two_branches else t)
-        return family.process.split(_predict(family, latents, t, halves, request.guidance), latents, t)
+        pred = guided(family.denoise, latents, t, negative, positive, request.guidance)
+        return family.process.split(pred, latents, t)
 
     generators = [torch.Generator().manual_seed(seed) for _, seed in part]
     spec, (height, width) = family.latent, request.size
@@ -100,14 +113,10 @@ def _generate_batch(
     noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
     spacing = request.spacing or family.spacing
     visited = spacing(request.steps, family.process, request.size)
-    sampler = request.sampler or samplers.euler
-    return family.decode(sampler(predict, noise, visited, family.process, generators=generators))
-
-
-def _predict(family: ModelFamily, latents: Tensor, t: Tensor, halves: list[Conditioning], guidance: float) -> Tensor:
-    if len(halves) == 1:
-        return family.denoise(latents, t, halves[0])
-    return guided(family.denoise, latents, t, halves[0], halves[1], guidance)
+    sampler: Callable[..., Tensor] = request.sampler or samplers.euler
+    latents = sampler(predict, noise, visited, family.process, generators=generators)
+    with torch.autocast(device.type, enabled=False):  # the VAE in its own precision: half of it overflows in some
+        return family.decode(latents)
 
 
 def _control(path: str, size: tuple[int, int]) -> Tensor:
@@ -122,9 +131,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def check_size(family: ModelFamily, size: tuple[int, int]) -> None:
-    """Raise unless the model can make pictures of `size` (height, width)."""
+def check_size(family: ModelFamily, size: tuple[int, int], *, where: str = "size") -> None:
+    """Raise unless the model can make pictures of `size` (height, width), the config's key `where`."""
     multiple = family.latent.multiple_of
     if any(side % multiple for side in size):
         near = tuple(max(multiple, round(side / multiple) * multiple) for side in size)
-        raise ValueError(f"size: {list(size)} does not divide by {multiple}, as this model needs; use {list(near)}")
+        raise ValueError(f"{where}: {list(size)} does not divide by {multiple}, as this model needs; use {list(near)}")

@@ -35,7 +35,11 @@ class Request:
     seed: int = 0
     images_per_prompt: Annotated[int, Range(ge=1)] = 1
     batch_size: Annotated[int, Range(ge=1)] = 8
-    control_image: Annotated[str, ExistingPath()] | None = None  # for a ControlNet
+    control_image: Annotated[str, ExistingPath("file")] | None = None  # for a ControlNet
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("prompts: the list is empty; give at least one, '' for none in particular")
 
     def pictures(self) -> list[tuple[Prompt, int]]:
         """(prompt, seed) of every picture, in order."""
@@ -47,7 +51,10 @@ def prompts_from_file(path: Path) -> list[str]:
     """The prompts of a text file, one per line; empty lines and lines that begin with # are none."""
     if not path.is_file():
         raise FileNotFoundError(f"--prompts: no file at {path}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompts: {path} is not UTF-8 text: {error}") from error
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise ValueError(f"--prompts: {path} has no prompts; write one per line")
@@ -58,8 +65,12 @@ def prompts_from_file(path: Path) -> list[str]:
 class Adapter:
     """A trained plugin file and how strongly it acts; several strengths make one row of pictures each."""
 
-    path: Annotated[str, ExistingPath()]
+    path: Annotated[str, ExistingPath("file")]
     strength: float | list[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.strength == []:
+            raise ValueError("strength: the list is empty; give a number, or several")
 
     def strengths(self) -> list[float]:
         return list(self.strength) if isinstance(self.strength, list) else [self.strength]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,24 @@ import torch
 from tqdm import tqdm
 
 from hcpdiff.config import build, load, require
-from hcpdiff.infer.generate import Picture, generate
+from hcpdiff.infer.generate import Picture, check_size, generate
 from hcpdiff.infer.request import InferSettings, Request
-from hcpdiff.infer.save import contact_sheet, save_picture
+from hcpdiff.infer.save import contact_sheet, save_picture, write_image
+from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.weights import attach_files
 
 
 def infer(
-    cfg: str | Path, overrides: Sequence[str] = (), *, changes: Mapping[str, Any] | None = None, trust: Sequence[str] = ()
+    cfg: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    changes: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
 ) -> list[Picture]:
     """Make the pictures of a config's `infer` section, write them with a sheet of all, and return them.
+
+    Pictures are called <number>-<seed>.png; the numbers go on after those in the folder, so none is overwritten.
 
     Args:
         overrides: `key=value` in Hydra's grammar.
@@ -36,39 +43,44 @@ def infer(
     config.tree["infer"] = {**(config.get("infer") or {}), **(changes or {})}
     require(config, "model", "infer")
     settings: InferSettings = build(config, "infer")
-    family = build(config, "model").to(_device()).eval()
+    family: ModelFamily = build(config, "model").to(_device()).eval()
+    check_size(family, settings.size, where="infer.size")
     plugins = attach_files(family, {name: (a.path, 1.0) for name, a in settings.adapters.items()}, trust=trust)
-    pictures, labels = [], []
-    sweeps = list(itertools.product(*(a.strengths() for a in settings.adapters.values())))
+    sweeps = [
+        dict(zip(settings.adapters, strengths, strict=True))
+        for strengths in itertools.product(*(a.strengths() for a in settings.adapters.values()))
+    ]
+    numbers = itertools.count(_next_number(Path(settings.out)))
     with tqdm(total=len(settings.pictures()) * len(sweeps), desc="infer", unit="image", dynamic_ncols=True) as bar:
-        for strengths in sweeps:
-            pictures.append(_with_strengths(family, plugins, settings, strengths, bar.update))
-            labels.append(", ".join(f"{n} {s:g}" for n, s in zip(settings.adapters, strengths, strict=True)))
-    return _write(settings, pictures, labels, sweeps)
+        rows = [_row(family, plugins, settings, strengths, numbers, bar) for strengths in sweeps]
+    labels = [", ".join(f"{name} {strength:g}" for name, strength in strengths.items()) for strengths in sweeps]
+    write_image(contact_sheet(rows, labels if settings.adapters else None), Path(settings.out) / "sheet.png")
+    return [picture for row in rows for picture in row]
 
 
-def _with_strengths(
-    family: Any, plugins: PluginGroup, settings: InferSettings, strengths: Sequence[float], on_picture: Any
+def _row(
+    family: ModelFamily,
+    plugins: PluginGroup,
+    settings: InferSettings,
+    strengths: Mapping[str, float],
+    numbers: Iterator[int],
+    bar: tqdm,
 ) -> list[Picture]:
-    for name, strength in zip(settings.adapters, strengths, strict=True):
+    """All pictures of the request with the adapters at these strengths, each in its file as soon as it is finished."""
+    for name, strength in strengths.items():
         plugins.set_strength(name, strength)
-    return generate(family, settings, plugins=plugins, on_picture=on_picture)
+    used = {name: {"path": settings.adapters[name].path, "strength": value} for name, value in strengths.items()}
+    values = _plain(settings) | {"adapters": used}
+    written: list[Picture] = []
 
-
-def _write(
-    settings: InferSettings, rows: list[list[Picture]], labels: list[str], sweeps: list[tuple[float, ...]]
-) -> list[Picture]:
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
-    number, written = _next_number(out), []
-    for row, strengths in zip(rows, sweeps, strict=True):
-        used = {n: {"path": a.path, "strength": s} for (n, a), s in zip(settings.adapters.items(), strengths, strict=True)}
-        for picture in row:
-            path = out / f"{number:05d}-{picture.seed}.png"
-            save_picture(picture, path, _plain(settings) | {"adapters": used})
+    def write(pictures: list[Picture]) -> None:
+        for picture in pictures:
+            path = Path(settings.out) / f"{next(numbers):05d}-{picture.seed}.png"
+            save_picture(picture, path, values)
             written.append(replace(picture, path=path))
-            number += 1
-    contact_sheet(rows, labels if settings.adapters else None).save(out / "sheet.png")
+        bar.update(len(pictures))
+
+    generate(family, settings, plugins=plugins, on_pictures=write)
     return written
 
 
@@ -84,7 +96,7 @@ def _named(function: Any) -> str:
 
 
 def _next_number(folder: Path) -> int:
-    """Pictures of an earlier call are not overwritten."""
+    """The first number after those of earlier calls."""
     taken = [int(p.name.split("-")[0]) for p in folder.glob("[0-9]*-*.png") if p.name.split("-")[0].isdigit()]
     return max(taken, default=-1) + 1
 

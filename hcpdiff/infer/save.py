@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,18 @@ def save_picture(picture: Picture, path: Path, settings: Mapping[str, Any]) -> N
     text.add_itxt("parameters", "\n".join(shown))
     prompt = {"positive": picture.prompt.positive, "negative": picture.prompt.negative}
     text.add_itxt("hcpdiff", json.dumps({**settings, "prompt": prompt, "seed": picture.seed}, default=str))
-    picture.image.save(path, pnginfo=text)
+    write_image(picture.image, path, pnginfo=text)
+
+
+def write_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture that is there whole or not at all, and the folder if there is none; `options` are of Pillow."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        image.save(temporary, **options)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -52,24 +64,30 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return json.loads(text)
 
 
-def contact_sheet(rows: Sequence[Sequence[Picture]], labels: Sequence[str] | None = None) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[Picture]], labels: Sequence[str] | None = None, *, columns: int = 8
+) -> Image.Image:
     """All pictures on one page, each with its prompt and seed under it.
 
     Args:
         labels: one per row, written above it.
+        columns: a longer row goes on in the next line.
     """
-    grid = [[_tile(picture) for picture in row] for row in rows]
-    width = max(sum(t.width + MARGIN for t in row) for row in grid) + MARGIN
-    above = LINE if labels else 0
-    heights = [max(t.height for t in row) + MARGIN + above for row in grid]
+    lines: list[tuple[str | None, list[Image.Image]]] = []
+    for i, row in enumerate(rows):
+        for start in range(0, len(row), columns):
+            label = labels[i] if labels and start == 0 else None
+            lines.append((label, [_tile(picture) for picture in row[start : start + columns]]))
+    width = max(sum(tile.width + MARGIN for tile in tiles) for _, tiles in lines) + MARGIN
+    heights = [max(t.height for t in tiles) + MARGIN + (0 if label is None else LINE) for label, tiles in lines]
     sheet = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
     top = MARGIN
-    for i, (row, height) in enumerate(zip(grid, heights, strict=True)):
-        if labels:
-            ImageDraw.Draw(sheet).text((MARGIN, top), labels[i], fill="black", font=_font(13))
+    for (label, tiles), height in zip(lines, heights, strict=True):
+        if label is not None:
+            ImageDraw.Draw(sheet).text((MARGIN, top), label, fill="black", font=_font(13))
         left = MARGIN
-        for tile in row:
-            sheet.paste(tile, (left, top + above))
+        for tile in tiles:
+            sheet.paste(tile, (left, top + (0 if label is None else LINE)))
             left += tile.width + MARGIN
         top += height
     return sheet
@@ -91,7 +109,8 @@ def _tile(picture: Picture) -> Image.Image:
     image = picture.image
     factor = max(1, round(TILE / max(image.size)))
     image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    lines = textwrap.wrap(picture.prompt.positive or "(no prompt)", max(12, image.width // 7)) + [f"seed {picture.seed}"]
+    lines = textwrap.wrap(picture.prompt.positive or "(no prompt)", max(12, image.width // 7))
+    lines.append(f"seed {picture.seed}")
     tile = Image.new("RGB", (image.width, image.height + LINE * len(lines) + 4), "white")
     tile.paste(image, (0, 0))
     draw = ImageDraw.Draw(tile)

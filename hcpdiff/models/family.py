@@ -51,7 +51,7 @@ class ModelFamily(nn.Module, ABC):
         """(mean, std) of the latents of (B, 3, H, W) images in [-1, 1], each (B, C, H/downscale, W/downscale)."""
 
     def encode_image(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to latents scaled for the denoiser: their mean, or with a generator a sample."""
+        """Images (B, 3, H, W) in [-1, 1] to latents scaled for the denoiser: the mean, or with a generator a sample."""
         mean, std = self.latent_distribution(images)
         if generator is None:
             return mean

@@ -5,20 +5,25 @@ Under torch.compile the plain formulas run instead, since the compiler fuses tho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import saved_tensors_hooks
+
+_local = threading.local()
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """layer_norm(x) * (1 + scale) + shift, for (B, L, D) by (B, 1, D). Only `x` is kept for backward."""
     if torch.compiler.is_compiling():
-        return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-    return _ModulatedNorm.apply(x, shift, scale)
+        return _modulated_norm(x, shift, scale)
+    return _note(_ModulatedNorm.apply(x, shift, scale), _modulated_norm, x, shift, scale)
 
 
 def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
@@ -33,6 +38,75 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     if torch.compiler.is_compiling() or x.is_cuda:  # CUDA has a kernel of its own
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return _RMSNorm.apply(x, weight, eps)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, approximated by tanh."""
+    return _note(F.gelu(x, approximate="tanh"), _gelu, x)
+
+
+@contextmanager
+def making_again() -> Iterator[None]:
+    """Inside, a layer that wants the output of `gelu` or `modulated_norm` for its backward gets it computed again.
+
+    It is not kept then, while its input is kept anyway, and both are cheap. Hooks on saved tensors from outside, such as
+    those of checkpointing, see all that is kept.
+    """
+    outer_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or outer_hooks is None:
+        yield
+        return
+    outer_pack, outer_unpack = outer_hooks(True) or (_same, _same)
+    made: dict[int, _Made] = {}  # by storage
+
+    def pack(x: Tensor) -> tuple[Any, ...]:
+        known = made.get(x.untyped_storage().data_ptr())
+        if known is None or x._version != known.version:  # something else, or changed in place since
+            return (outer_pack(x),)
+        view = (x.size(), x.stride(), x.storage_offset())
+        return *map(outer_pack, known.sources), known.make, view
+
+    def unpack(kept: tuple[Any, ...]) -> Tensor:
+        if len(kept) == 1:
+            return outer_unpack(kept[0])
+        *sources, make, view = kept
+        return make(*map(outer_unpack, sources)).as_strided(*view)
+
+    before, _local.made = getattr(_local, "made", None), made
+    try:
+        with saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        _local.made = before
+        made.clear()  # the graph holds `pack`, and so this
+
+
+class _Made(NamedTuple):
+    """How a tensor was made; it is held meanwhile, so that no other one gets its address."""
+
+    tensor: Tensor
+    version: int
+    make: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+
+
+def _note(tensor: Tensor, make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    made: dict[int, _Made] | None = getattr(_local, "made", None)
+    if made is not None and (address := tensor.untyped_storage().data_ptr()):
+        made[address] = _Made(tensor, tensor._version, make, tuple(x.detach() for x in sources))
+    return tensor
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def _same(x: Any) -> Any:
+    return x
 
 
 def heads_of(x: Tensor, layers: Sequence[nn.Module], head_dim: int) -> tuple[Tensor, ...]:

@@ -41,6 +41,7 @@ def load(module: nn.Module, folder: Path, *, name: str = DIFFUSERS, dtype: torch
 
 
 def present(folder: Path, *, name: str = DIFFUSERS) -> bool:
+    """Whether `folder` holds weights, in one file or in shards."""
     return (folder / f"{name}.safetensors").exists() or (folder / f"{name}.safetensors.index.json").exists()
 
 
@@ -78,6 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that people can read and compare; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

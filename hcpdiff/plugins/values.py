@@ -20,6 +20,7 @@ def first_tensor(items: Items, where: str) -> int | str:
 
 
 def unpack_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Items:
+    """What a layer is called with, by position or name."""
     return {**dict(enumerate(args)), **kwargs}
 
 
@@ -30,6 +31,7 @@ def pack_input(items: Items) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def unpack_output(output: Any) -> Items:
+    """What a layer returned, by position or name; a single value is item 0."""
     if isinstance(output, Mapping):
         return dict(output)
     return dict(enumerate(output)) if isinstance(output, (tuple, list)) else {0: output}

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hcpdiff import lazy
+
+if TYPE_CHECKING:
+    from hcpdiff.train.callbacks import Callback as Callback
+    from hcpdiff.train.ema import EMA as EMA
+    from hcpdiff.train.finite import NonFiniteLossError as NonFiniteLossError
+    from hcpdiff.train.loggers import JsonLines as JsonLines
+    from hcpdiff.train.loggers import TensorBoard as TensorBoard
+    from hcpdiff.train.loggers import WandB as WandB
+    from hcpdiff.train.objective import Objective as Objective
+    from hcpdiff.train.settings import EmaSettings as EmaSettings
+    from hcpdiff.train.settings import LayerGroup as LayerGroup
+    from hcpdiff.train.settings import PreviewSettings as PreviewSettings
+    from hcpdiff.train.settings import TrainSettings as TrainSettings
+    from hcpdiff.train.trainer import Trainer as Trainer
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
@@ -16,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "EmaSettings": "hcpdiff.train.settings:EmaSettings",
         "JsonLines": "hcpdiff.train.loggers:JsonLines",
         "LayerGroup": "hcpdiff.train.settings:LayerGroup",
+        "NonFiniteLossError": "hcpdiff.train.finite:NonFiniteLossError",
         "Objective": "hcpdiff.train.objective:Objective",
         "PreviewSettings": "hcpdiff.train.settings:PreviewSettings",
         "TensorBoard": "hcpdiff.train.loggers:TensorBoard",

@@ -1,7 +1,7 @@
 """Everything that a run needs to go on exactly where it was, in folders that are whole or not there at all.
 
-A checkpoint is written under a temporary name, its files are flushed to the disk and hashed into manifest.json, and then
-it is renamed. Tensors are safetensors, the rest is JSON: nothing in it can run code.
+A checkpoint is written under a temporary name, its files are flushed to the disk and hashed into manifest.json, and
+then it is renamed. Tensors are safetensors, the rest is JSON: nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def save(folder: Path, step: int, state: State, *, keep_last: int) -> Path:
     """
     path = folder / f"step-{step:06d}"
     temporary = folder / f".{path.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".step-*.tmp"):
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     for part, content in state.items():
         tensors: dict[str, Tensor] = {}
@@ -44,8 +45,9 @@ def save(folder: Path, step: int, state: State, *, keep_last: int) -> Path:
     (temporary / MANIFEST).write_text(json.dumps({"step": step, "sha256": hashes}, indent=1), encoding="utf-8")
     for file in temporary.iterdir():
         _flush(file)
+    _flush(temporary)
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(temporary, path)
+    temporary.replace(path)
     _flush(folder)
     for old in checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old)
@@ -61,10 +63,15 @@ def load(path: Path) -> dict[str, Any]:
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"{path}: no checkpoint: it has no {MANIFEST}")
-    hashes: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    try:
+        hashes: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged: {MANIFEST} is broken; resume from an earlier checkpoint") from error
     broken = [n for n, wanted in hashes.items() if not (path / n).is_file() or _hash(path / n) != wanted]
     if broken:
-        raise ValueError(f"{path}: damaged: {', '.join(broken)} differ from {MANIFEST}; resume from an earlier checkpoint")
+        raise ValueError(
+            f"{path}: damaged: {', '.join(broken)}: not as in {MANIFEST}; resume from an earlier checkpoint"
+        )
     state = {}
     for file in (path / name for name in hashes if name.endswith(".json")):
         weights = file.with_suffix(".safetensors")
@@ -73,21 +80,15 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_same(path: Path, saved: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
-    """Raise unless a checkpoint's weights are those that this run trains."""
-    differences = [f"{n} is missing in it" for n in trained if n not in saved]
-    differences += [f"{n} is not trained now" for n in saved if n not in trained]
-    differences += [
-        f"{n} is {list(saved[n].shape)} in it and {list(trained[n].shape)} now"
-        for n in trained
-        if n in saved and saved[n].shape != trained[n].shape
-    ]
-    if differences:
-        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise ValueError(
-            f"{path}: it is of a run that trains something else: {'; '.join(differences[:4])}{more}. "
-            "Resume with the config of that run, or start a new one under another name"
-        )
+def set_aside(folder: Path, *, after: int) -> list[Path]:
+    """Rename checkpoints after step `after` to step-000123.old: a run that goes on from there makes them anew."""
+    renamed = []
+    for path in checkpoints(folder):
+        if step_of(path) > after:
+            old = path.with_name(f"{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            renamed.append(path.rename(old))
+    return renamed
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -25,7 +25,13 @@ class EMA:
         if self.settings.warmup:
             decay = min(decay, (1 + step) / (10 + step))
         live = [p.detach().float() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)
+        torch._foreach_lerp_(list(self.shadow.values()), live, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+
+    @torch.no_grad()
+    def load(self, shadow: Mapping[str, Tensor]) -> None:
+        """Go on from the `shadow` of another EMA of these weights."""
+        for name, value in shadow.items():
+            self.shadow[name].copy_(value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -32,8 +32,10 @@ class JsonLines:
     def start(self, folder: Path, step: int) -> None:
         path = folder / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(line + "\n" for line in kept)
+        new = path.with_name(f".{path.name}")
+        new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        new.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
@@ -59,7 +61,7 @@ class TensorBoard:
     def start(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

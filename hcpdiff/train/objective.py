@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 
-from hcpdiff.diffusion.guidance import guided
+from hcpdiff.diffusion.guidance import guided, needs_negative
 from hcpdiff.diffusion.losses import masked, mse
 from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.diffusion.process import Process
@@ -50,8 +50,16 @@ class Objective(nn.Module):
         self.weighting, self.guidance = weighting, guidance
 
     @classmethod
-    def from_settings(cls, family: ModelFamily, plugins: PluginGroup, settings: TrainSettings, *, seed: int) -> Objective:
-        """The objective of a run; what its settings leave out is uniform timesteps, Gaussian noise and squared error."""
+    def from_settings(
+        cls, family: ModelFamily, plugins: PluginGroup, settings: TrainSettings, *, seed: int
+    ) -> Objective:
+        """The objective of a run; what its settings leave out is uniform timesteps, Gaussian noise and squared error.
+
+        Raises:
+            ValueError: the guidance would do nothing.
+        """
+        if settings.guidance is not None and not needs_negative(settings.guidance):
+            raise ValueError("train.guidance: at 1 the negative prompt counts for nothing; leave it out, or use more")
         return cls(
             family,
             plugins,
@@ -65,13 +73,12 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, *index: int | str) -> Tensor:
         """The loss of every sample, (B,); `index` names the draw of noise and timesteps, e.g. (step, dataset)."""
-        family, process, n = self.family, self.family.process, len(batch)
+        process, n = self.family.process, len(batch)
 
         def draw(purpose: str) -> Generator:
             return generator(self.seed, purpose, *index)
 
-        with torch.set_grad_enabled(self.vae_trained and torch.is_grad_enabled()):
-            latents = batch.images if batch.encoded else family.encode_image(batch.images, generator=draw("latents"))
+        latents = batch.images if batch.encoded else self._latents(batch.images, draw("latents"))
         noise = self.noise(latents, draw("noise"))
         t = process.snap(self.timesteps(n, draw("timesteps"))).to(latents.device)
         noisy = process.add_noise(latents, noise, t)
@@ -84,9 +91,17 @@ class Objective(nn.Module):
             per_sample = per_sample * self.weighting(t, process).to(per_sample)
         return per_sample
 
+    def _latents(self, images: Tensor, generator: Generator) -> Tensor:
+        """In the VAE's own precision, as in a cache: half of it overflows in some."""
+        with (
+            torch.set_grad_enabled(self.vae_trained and torch.is_grad_enabled()),
+            torch.autocast(images.device.type, enabled=False),
+        ):
+            return self.family.encode_image(images, generator=generator)
+
     def _single(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
         self.plugins.feed(PluginInputs(batch.inputs, {}, t))
-        positive = batch.positive or self._encode([p.positive for p in batch.prompts])
+        positive = batch.positive if batch.positive is not None else self._encode([p.positive for p in batch.prompts])
         return self.family.denoise(noisy, t, self.family.with_size(positive, batch.sizes))
 
     def _guided(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
@@ -109,11 +124,14 @@ class Objective(nn.Module):
 
     @cached_property
     def text_trained(self) -> bool:
-        """Whether a text encoder, or a plugin on one, learns: then prompts are encoded with gradients, and not cached."""
-        own = any(p.requires_grad for p in self.family.text_encoders.parameters())
-        return own or self.plugins.trains_on("text_encoders")
+        """Whether a text encoder, or a plugin on one, learns: then prompts are encoded with gradients."""
+        return self._trains("text_encoders")
 
     @cached_property
     def vae_trained(self) -> bool:
-        own = any(p.requires_grad for p in self.family.vae.parameters())
-        return own or self.plugins.trains_on("vae")
+        """The same of the VAE."""
+        return self._trains("vae")
+
+    def _trains(self, part: str) -> bool:
+        own = any(p.requires_grad for p in self.family.get_submodule(part).parameters())
+        return own or self.plugins.trains_on(part)

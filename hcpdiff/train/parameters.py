@@ -17,19 +17,28 @@ def parameter_groups(family: ModelFamily, plugins: PluginGroup, finetune: Sequen
     """Freeze the family but for the `finetune` layers, and give the optimizer's groups: {params, name, lr?}.
 
     Raises:
-        ValueError: nothing is trained, or an entry of `finetune` trains nothing.
+        ValueError: nothing is trained, an entry of `finetune` trains nothing, or weights are too coarse to train.
     """
-    family.requires_grad_(False)
+    of_plugins = {p for a in plugins.attachments for p in a.plugin.own_parameters().values()}  # a Wrap is in the family
+    base = [p for p in family.parameters() if p not in of_plugins]
+    for p in base:
+        p.requires_grad_(False)
     owners: dict[nn.Parameter, int] = {}
     for i, group in enumerate(finetune):
-        part = family.get_submodule(group.on)
-        for ref in find_layers(part, group.layers, where=f"finetune[{i}].layers"):
-            owners |= dict.fromkeys(ref.layer.parameters(), i)
+        for ref in find_layers(_part(family, group, i), group.layers, where=f"finetune[{i}].layers", prefixes=("re:",)):
+            owners |= {p: i for p in ref.layer.parameters() if p not in of_plugins}
     groups = []
     for i, group in enumerate(finetune):
         params = [p for p, owner in owners.items() if owner == i]
         if not params:
-            raise ValueError(f"finetune[{i}]: trains nothing; later entries name all of its layers, or they have no weights")
+            raise ValueError(
+                f"finetune[{i}]: trains nothing; later entries name all of its layers, or they have no weights"
+            )
+        if coarse := {str(p.dtype).removeprefix("torch.") for p in params} - {"float32", "float64"}:
+            raise ValueError(
+                f"finetune[{i}]: its weights are {' and '.join(sorted(coarse))}, in which small steps are lost; load "
+                "the model in float32 and set train.precision: bf16"
+            )
         for p in params:
             p.requires_grad_(True)
         groups.append({"params": params, "name": f"finetune[{i}]"} | ({} if group.lr is None else {"lr": group.lr}))
@@ -37,6 +46,17 @@ def parameter_groups(family: ModelFamily, plugins: PluginGroup, finetune: Sequen
     if not groups:
         raise ValueError("nothing to train: give the config a `plugins` or a `finetune` section")
     return groups
+
+
+def _part(family: ModelFamily, group: LayerGroup, index: int) -> nn.Module:
+    try:
+        return family.get_submodule(group.on)
+    except AttributeError:
+        parts = ", ".join(name for name, _ in family.named_children())
+        where = f"finetune[{index}].on"
+        raise ValueError(
+            f"{where}: {group.on!r} is no part of {type(family).__name__}; its parts are {parts}"
+        ) from None
 
 
 def trained_parameters(objective: nn.Module) -> dict[str, nn.Parameter]:

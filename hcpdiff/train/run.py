@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hcpdiff.config import Config, build, load, require, to_yaml
@@ -47,14 +48,14 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     """The objects of a checked config, put together."""
     seed = config.get("seed", 0)
     family = build(config, "model")
-    plugins = attach(family, build(config, "plugins") if "plugins" in config else {}, seed=seed)
+    plugins = attach(family, build(config, "plugins") if config.get("plugins") else {}, seed=seed)
     return Trainer(
         family,
         build(config, "data"),
         build(config, "train"),
         plugins=plugins,
         folder=folder,
-        finetune=build(config, "finetune") if "finetune" in config else (),
+        finetune=build(config, "finetune") if config.get("finetune") else (),
         seed=seed,
         metadata={"hcpdiff.config": to_yaml(config)},
     )
@@ -79,19 +80,26 @@ def _start(folder: Path, resume: str | Path | None) -> Path | None:
     return path
 
 
-class _log_file:  # noqa: N801  a context manager
-    """What the library logs also goes to a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.handler = logging.FileHandler(path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def __enter__(self) -> None:
-        logger = logging.getLogger("hcpdiff")
-        logger.addHandler(self.handler)
-        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
-        log.info("process %d started", os.getpid())
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("hcpdiff").removeHandler(self.handler)
-        self.handler.close()
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """What the library logs also goes to a file, and the traceback of what stops the run goes there alone."""
+    logger, handler = logging.getLogger("hcpdiff"), logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    log.info("process %d started", os.getpid())
+    try:
+        yield
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        text, trace = ("failed", error) if failed else (str(error) or "interrupted", None)
+        kind = logging.ERROR if failed else logging.INFO
+        info = None if trace is None else (type(trace), trace, trace.__traceback__)
+        handler.emit(log.makeRecord(log.name, kind, __file__, 0, text, (), info))
+        error.__dict__.setdefault("__notes__", []).append(f"the traceback is in {path}")
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

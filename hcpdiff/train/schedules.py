@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hcpdiff.config.ranges import Range
 
@@ -44,6 +44,14 @@ def warmup_stable_decay(
     return _schedule(
         optimizer, warmup, lambda step: 1 + (final - 1) * math.sqrt(_progress(step, max(steps - decay, 0), steps))
     )
+
+
+def state_of(schedule: LRScheduler | None) -> dict[str, Any] | None:
+    """A schedule's state without the functions of a LambdaLR, which the config gives again."""
+    if schedule is None:
+        return None
+    state = schedule.state_dict()
+    return state | {"lr_lambdas": [None] * len(state["lr_lambdas"])} if "lr_lambdas" in state else state
 
 
 def _progress(step: int, start: int, end: int) -> float:

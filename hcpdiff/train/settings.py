@@ -40,7 +40,7 @@ class LayerGroup:
 
     layers: list[str]
     on: str = "denoiser"  # or text_encoders.clip_l, text_encoders, vae ...
-    lr: Annotated[float, Range(ge=0)] | None = None  # default: the optimizer's
+    lr: Annotated[float, Range(gt=0)] | None = None  # default: the optimizer's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,15 @@ class TrainSettings:
     """How to train; every count is in optimizer steps."""
 
     steps: PositiveInt
-    accumulate: PositiveInt = 1  # batches of every dataset per optimizer step
+    accumulate: PositiveInt = 1  # draws of batches per optimizer step
+    # A draw is a batch of every dataset, whose losses add up, or of one of them, by the `weight` of each.
+    datasets: Literal["parallel", "mix"] = "parallel"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; trained weights stay fp32
     max_grad_norm: Annotated[float, Range(gt=0)] | None = 1.0
     optimizer: Callable[[list[dict[str, Any]]], Optimizer]
     schedule: Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None  # default: constant
-    # (model_pred, target, timesteps, process) -> unreduced loss; default: mse
+    # (model_pred, target, timesteps, process) -> unreduced loss; default: mse. A loss mask multiplies it, and the mean
+    # is over all pixels, masked or not.
     loss: Callable[[Tensor, Tensor, Tensor, Process], Tensor] | None = None
     # (timesteps, process) -> weight per sample; default: 1
     weighting: Callable[[Tensor, Process], Tensor] | None = None
@@ -69,6 +72,6 @@ class TrainSettings:
     keep_last: PositiveInt = 3  # older checkpoints are removed
     log_every: PositiveInt = 10
     preview: PreviewSettings | None = None
-    loggers: list[Any] = field(default_factory=list)  # besides metrics.jsonl, which is always written
+    loggers: list[Any] = field(default_factory=list)  # besides metrics.jsonl
     callbacks: list[Any] = field(default_factory=list)
     workers: Annotated[int, Range(ge=0)] = 0  # processes that load images

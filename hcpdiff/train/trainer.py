@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from hcpdiff.data.dataset import Dataset
 from hcpdiff.data.streams import Streams
+from hcpdiff.infer.generate import check_size
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.randomness import derive
-from hcpdiff.train import caching, checkpoint, exporting
+from hcpdiff.train import caching, checkpoint, compatible, exporting
 from hcpdiff.train.callbacks import Callback, Metrics, Preview, Progress, Save
 from hcpdiff.train.ema import EMA
+from hcpdiff.train.finite import FiniteCheck, NonFiniteLossError, check_weights
 from hcpdiff.train.objective import Objective
 from hcpdiff.train.parameters import parameter_groups, trained_parameters
+from hcpdiff.train.precision import make_accelerator
+from hcpdiff.train.schedules import state_of
 from hcpdiff.train.settings import LayerGroup, TrainSettings
+from hcpdiff.train.stopping import StopSignals
 from hcpdiff.types import Batch
 
+__all__ = ["NonFiniteLossError", "Trainer"]
+
 log = logging.getLogger("hcpdiff.train")
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is not a number; the message names the samples."""
 
 
 class Trainer:
@@ -39,9 +40,13 @@ class Trainer:
 
     Args:
         family: the base model; everything in it that `finetune` does not name is frozen.
-        datasets: by name; every step takes a batch of each.
+        datasets: by name.
         plugins: attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
+        metadata: for the header of the files that a user takes away.
+
+    Raises:
+        ValueError: a setting does not fit the model or this machine, or nothing is trained.
     """
 
     def __init__(
@@ -56,32 +61,26 @@ class Trainer:
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self.family, self.plugins, self.settings = family, plugins, settings
+        self.family, self.datasets, self.settings, self.plugins = family, dict(datasets), settings, plugins
         self.folder, self.finetune, self.seed, self.metadata = folder, list(finetune), seed, dict(metadata or {})
+        for i, request in enumerate(settings.preview.requests if settings.preview else ()):
+            check_size(family, request.size, where=f"train.preview.requests[{i}].size")
+        self.accelerator = make_accelerator(settings.precision)
         groups = parameter_groups(family, plugins, finetune)
-        self.accelerator = _accelerator(settings)
-        self.optimizer = settings.optimizer(groups)
-        self.schedule = settings.schedule(self.optimizer) if settings.schedule else None
         self.objective = Objective.from_settings(family, plugins, settings, seed=seed)
-        self.parameters = trained_parameters(self.objective)
-        family.to(self.accelerator.device)
+        self.objective.to(self.accelerator.device).train()
         family.gradient_checkpointing(settings.gradient_checkpointing)
-        family.train()
-        caching.fill(self.objective, datasets, seed=seed, device=self.accelerator.device, workers=settings.workers)
-        self.streams = Streams(
-            datasets,
-            seed=seed,
-            workers=settings.workers,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
-        self.model, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        self.parameters = trained_parameters(self.objective)
+        optimizer = settings.optimizer(groups)
+        self.described = compatible.describe(optimizer)
+        self.schedule = settings.schedule(optimizer) if settings.schedule else None
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.ema = EMA(self.parameters, settings.ema) if settings.ema else None
         self.metrics = Metrics()
-        self.callbacks: list[Callback] = [self.metrics, Progress(), Preview(), Save(), *settings.callbacks]
+        self.callbacks: list[Callback] = [self.metrics, Progress(), Save(), Preview(), *settings.callbacks]
         self.step = 0  # optimizer steps done
-        self.start = 0  # the step that this process began after
-        self.stop_signal: int | None = None
+        self.rates: dict[str, float] = {}  # learning rates of the last step, by parameter group
+        self.stop = StopSignals()
 
     def fit(self) -> None:
         """Train to `settings.steps`; a signal to stop saves a checkpoint first.
@@ -90,41 +89,58 @@ class Trainer:
             KeyboardInterrupt: SIGINT or SIGTERM came; everything is saved.
             NonFiniteLossError: nothing is changed by the step that it came in.
         """
-        with self._signals():
-            self._call("on_start")
-            batches = self.streams.batches(self.step * self.settings.accumulate)
+        if self.accelerator.is_main_process:
+            checkpoint.set_aside(self.folder / "checkpoints", after=self.step)
+        streams, stopped = self.load_data(), False
+        with self.stop, closing(streams.batches(self.step * self.settings.accumulate)) as batches:
             try:
-                while self.step < self.settings.steps and self.stop_signal is None:
+                self._call("on_start")
+                while self.step < self.settings.steps and not stopped:
                     started = time.perf_counter()
                     losses, images = self.train_step(batches)
                     self._call("on_step", losses, images, time.perf_counter() - started)
+                    stopped = self.stop(self.accelerator, agree=self.step % self.settings.log_every == 0)
                 self._call("on_end")
             finally:
                 self._call("on_exit")
-        if self.stop_signal is not None:
+        if self.step < self.settings.steps:
             raise KeyboardInterrupt(f"stopped after step {self.step}; go on with --resume auto")
         self.export()
 
+    def load_data(self) -> Streams:
+        """Look over the datasets and fill the caches that they ask for: the batches of the run."""
+        caching.fill(self.objective, self.datasets, seed=self.seed, workers=self.settings.workers)
+        return Streams(
+            self.datasets,
+            mode=self.settings.datasets,
+            seed=self.seed,
+            workers=self.settings.workers,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
     def train_step(self, batches: Iterator[dict[str, Batch]]) -> tuple[dict[str, Tensor], int]:
-        """One optimizer step on `accumulate` batches of every dataset: (losses and gradient norm, number of images)."""
-        settings, sums, images, checks = self.settings, {}, 0, []
+        """One optimizer step on `accumulate` draws of batches: (losses and gradient norm, number of images).
+
+        Raises:
+            NonFiniteLossError: a loss is no number; nothing is changed.
+        """
+        settings, losses, checks, images = self.settings, dict[str, list[Tensor]](), list[FiniteCheck](), 0
         for micro in range(settings.accumulate):
-            parts = list(next(batches).items())
-            for i, (name, batch) in enumerate(parts):
-                index = (self.step, micro, name, self.accelerator.process_index)
-                torch.manual_seed(derive(self.seed, "model", *index))  # dropout
-                last = micro == settings.accumulate - 1 and i == len(parts) - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    per_sample = self.model(batch.to(self.accelerator.device), *index)
-                    checks.append(_FiniteCheck(per_sample, name, batch.keys))
-                    loss = per_sample.mean()
-                    self.accelerator.backward(loss * (self.streams.datasets[name].loss_weight / settings.accumulate))
-                sums[name] = sums.get(name, 0) + loss.detach() / settings.accumulate
+            batch_of = next(batches)
+            for name, batch in batch_of.items():
+                last = micro == settings.accumulate - 1 and name == next(reversed(batch_of))
+                loss, check = self._backward(name, batch, micro, last=last)
+                losses.setdefault(name, []).append(loss)
+                checks.append(check)
                 images += len(batch) * self.accelerator.num_processes
         for check in checks:
-            check.require(self.step)
+            check.require(self.step + 1)
+        numbers = self._averages(losses)
         if settings.max_grad_norm is not None:
-            sums["grad_norm"] = self.accelerator.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
+            numbers["grad_norm"] = torch.as_tensor(norm)
+        self.rates = {name: float(group["lr"]) for name, group in compatible.named_groups(self.optimizer)}
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.schedule is not None:
@@ -132,7 +148,24 @@ class Trainer:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.step)
-        return sums, images
+        return numbers, images
+
+    def _backward(self, name: str, batch: Batch, micro: int, *, last: bool) -> tuple[Tensor, FiniteCheck]:
+        """Add a batch's gradients, which processes share after the `last` one of a step: (loss, its check)."""
+        index = (self.step, micro, name, self.accelerator.process_index)
+        torch.manual_seed(derive(self.seed, "model", *index))  # dropout
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            per_sample = self.model(batch.to(self.accelerator.device), *index)
+            check, loss = FiniteCheck(per_sample, name, batch.keys), per_sample.mean()
+            self.accelerator.backward(loss * (self.datasets[name].loss_weight / self.settings.accumulate))
+        return loss.detach(), check
+
+    def _averages(self, losses: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+        """What the optimizer step lowers, and the mean loss of each dataset."""
+        means = {name: torch.stack(values).mean() for name, values in losses.items()}
+        shares = {name: len(values) / self.settings.accumulate for name, values in losses.items()}
+        total = sum(mean * (self.datasets[name].loss_weight * shares[name]) for name, mean in means.items())
+        return {"loss": torch.as_tensor(total), **{f"loss/{name}": mean for name, mean in means.items()}}
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -140,24 +173,21 @@ class Trainer:
         return {
             "weights": dict(self.parameters),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": _schedule_state(self.schedule),
+            "schedule": state_of(self.schedule),
             "ema": self.ema.shadow if self.ema else None,
             "scaler": scaler.state_dict() if scaler else None,
             "position": {"step": self.step, "seed": self.seed},
+            "made_by": {"optimizer": self.described, "schedule": compatible.class_name(self.schedule)},
         }
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint as if the run had never stopped.
 
         Raises:
-            ValueError: it is damaged, or of a run that trains something else.
+            ValueError: it is damaged, or of a run that is not this one.
         """
         state = checkpoint.load(path)
-        checkpoint.check_same(path, state["weights"], self.parameters)
-        if (state["ema"] is None) != (self.ema is None):
-            raise ValueError(f"{path}: train.ema: the run had {'no' if self.ema else 'an'} average; resume it as it was")
-        if state["position"]["seed"] != self.seed:
-            raise ValueError(f"{path}: seed: the run had {state['position']['seed']}, not {self.seed}; resume it as it was")
+        self._check(path, state)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["weights"][name])
@@ -165,22 +195,36 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         if self.ema is not None:
-            for name, value in state["ema"].items():
-                self.ema.shadow[name].copy_(value)
-        if self.accelerator.scaler is not None:
+            self.ema.load(state["ema"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = self.start = state["position"]["step"]
+        self.step = state["position"]["step"]
         log.info("resumed after step %d from %s", self.step, path)
 
+    def _check(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Raise unless this run can go on from a checkpoint's state."""
+        compatible.check_weights(path, state["weights"], self.parameters)
+        compatible.check_setting(path, "seed", state["position"]["seed"], self.seed)
+        averages = ["no average" if part is None else "an average" for part in (state["ema"], self.ema)]
+        compatible.check_setting(path, "train.ema", *averages)
+        if "made_by" in state:
+            made_by, schedule = state["made_by"], compatible.class_name(self.schedule)
+            compatible.check_optimizer(path, made_by["optimizer"], self.described)
+            compatible.check_setting(path, "train.schedule", made_by["schedule"], schedule)
+
     def save(self) -> Path | None:
-        """Write a checkpoint of this step; the main process alone does."""
+        """Write a checkpoint of this step; the main process alone does.
+
+        Raises:
+            NonFiniteLossError: a weight is no number any more.
+        """
         self._call("on_save")
         self.accelerator.wait_for_everyone()
         if not self.accelerator.is_main_process:
             return None
-        return checkpoint.save(
-            self.folder / "checkpoints", self.step, self.state(), keep_last=self.settings.keep_last
-        )
+        check_weights(self.parameters, self.step)
+        folder = self.folder / "checkpoints"
+        return checkpoint.save(folder, self.step, self.state(), keep_last=self.settings.keep_last)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -198,58 +242,3 @@ class Trainer:
     def _call(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM let the current step end; a second one stops at once."""
-
-        def stop(number: int, frame: object) -> None:
-            self.stop_signal = number
-            signal.signal(number, signal.default_int_handler)
-
-        try:
-            before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals never arrive
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-class _FiniteCheck:
-    """Looks at losses when the device has them, without making it wait: backward is already queued behind them."""
-
-    def __init__(self, per_sample: Tensor, dataset: str, keys: Sequence[str]) -> None:
-        self.dataset, self.keys = dataset, keys
-        self.finite = torch.isfinite(per_sample.detach()).to("cpu", non_blocking=True)
-        self.event = torch.cuda.Event() if per_sample.is_cuda else None
-        if self.event is not None:
-            self.event.record()
-
-    def require(self, step: int) -> None:
-        if self.event is not None:
-            self.event.synchronize()
-        if not bool(self.finite.all()):
-            names = ", ".join(key for key, finite in zip(self.keys, self.finite.tolist(), strict=True) if not finite)
-            raise NonFiniteLossError(
-                f"step {step + 1}: the loss of dataset {self.dataset!r} is not finite for {names}; nothing was changed by "
-                "this step. Look at these files; if they are fine, lower the learning rate or use precision bf16 or fp32"
-            )
-
-
-def _accelerator(settings: TrainSettings) -> Accelerator:
-    precision = "no" if settings.precision == "fp32" else settings.precision
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("train.precision: fp16 needs a CUDA GPU; use bf16 or fp32")
-    return Accelerator(mixed_precision=precision)
-
-
-def _schedule_state(schedule: Any) -> dict[str, Any] | None:
-    """Without the functions of a LambdaLR, which the config gives again."""
-    if schedule is None:
-        return None
-    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"} | (
-        {"lr_lambdas": [None] * len(schedule.lr_lambdas)} if hasattr(schedule, "lr_lambdas") else {}
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hcpdiff.models import fused
 from hcpdiff.models.fused import gated, heads_of, modulated_norm, rms_norm
 
 
@@ -102,3 +104,41 @@ def test_frozen_projections_keep_nothing_but_their_weights() -> None:
     x = normal(2, 50, 6).requires_grad_()
     assert measure.saved_bytes(lambda: heads_of(x, frozen, 4)) == 0
     assert measure.saved_bytes(lambda: gated(x, normal(2, 1, 6), x)) == 2 * 6 * 8, "the gate alone"
+
+
+def test_gelu_made_again_gives_the_same_gradients_and_is_not_kept() -> None:
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(8, 64), torch.nn.Linear(64, 8)
+    x = torch.randn(2, 5, 8)
+
+    def run(again: bool) -> tuple[list[Tensor], int]:
+        for layer in (first, second):
+            layer.zero_grad()
+        kept: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            with fused.making_again() if again else contextlib.nullcontext():
+                y = second(fused.gelu(first(x)))
+        y.square().sum().backward()
+        return [p.grad.clone() for layer in (first, second) for p in layer.parameters()], sum(kept.values())
+
+    plain, plain_bytes = run(False)
+    again, again_bytes = run(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert plain_bytes - again_bytes == 2 * 5 * 64 * 4  # the output of gelu
+
+
+def test_gelu_that_is_changed_in_place_is_kept_as_it_is() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(16, 4)
+    x = torch.randn(3, 16, requires_grad=True)
+    with fused.making_again():
+        hidden = fused.gelu(x * 1)
+        hidden.mul_(2)
+        layer(hidden).sum().backward()
+    expected = (2 * torch.nn.functional.gelu(x.detach(), approximate="tanh")).sum(0)
+    torch.testing.assert_close(layer.weight.grad, expected.expand(4, -1))

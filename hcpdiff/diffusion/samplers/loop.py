@@ -37,6 +37,7 @@ def fresh_noise(latents: Tensor, generators: Generators | None, sampler: str) ->
 
 
 def non_negative(sampler: str, eta: float) -> float:
+    """`eta`, or a ValueError if it is below zero."""
     if eta < 0:
         raise ValueError(f"eta: {eta} is not a share of fresh noise; {sampler} takes 0 (none) or more, usually 1")
     return eta

@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hcpdiff.models.attention import attention
-from hcpdiff.models.fused import gated, heads_of, modulated_norm, rms_norm
+from hcpdiff.models.fused import gated, gelu, heads_of, making_again, modulated_norm, rms_norm
 
 
 class JointBlock(nn.Module):
@@ -65,7 +64,10 @@ class JointBlock(nn.Module):
 
         if self.checkpoint_mlp and torch.is_grad_enabled():
             return checkpoint(updated, x, use_reentrant=False)
-        return updated(x)
+        if any(p.requires_grad for p in mlp.parameters()):
+            return updated(x)
+        with making_again():  # what is attached to frozen layers wants their input: save the memory
+            return updated(x)
 
 
 class Step(NamedTuple):
@@ -119,12 +121,14 @@ class MLP(nn.Module):
 
 
 class ProjectedGELU(nn.Module):
+    """A linear layer and GELU after it, named as diffusers names them."""
+
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return gelu(self.proj(x))
 
 
 class Attention(nn.Module):

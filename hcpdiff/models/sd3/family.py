@@ -38,7 +38,7 @@ class SD3(ModelFamily):
         scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
     """
 
-    denoiser: MMDiT  # pyright: ignore[reportIncompatibleVariableOverride]
+    denoiser: MMDiT
 
     def __init__(
         self,
@@ -54,7 +54,8 @@ class SD3(ModelFamily):
         super().__init__()
         if t5_tokens < 1:
             raise ValueError(f"t5_tokens: {t5_tokens} is no number of tokens; use 1 or more, usually 256")
-        self.denoiser, self.vae = denoiser, vae
+        self.denoiser = denoiser  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.vae = vae
         self.text_encoders = nn.ModuleDict(dict(text_encoders))
         self.tokenizers = dict(tokenizers)
         self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)

@@ -234,6 +234,8 @@ class TimeTextEmbed(nn.Module):
 
 
 class TwoLayers(nn.Module):
+    """Linear, SiLU, linear: (..., width) -> (..., dim), named as diffusers names them."""
+
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, dim)

@@ -1,0 +1,191 @@
+"""What the documents say is tried: configs, commands, Python, links, messages."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from hcpdiff.cli import app
+from hcpdiff.config import Config, check, load
+
+ROOT = Path(__file__).parents[1]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What users have when they follow the documents: their pictures and prompts, and files that runs have left.
+LEFT_BY_RUNS = ("exps/lora/style.safetensors", "exps/mine/style.safetensors", "exps/controlnet/control.safetensors")
+OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; the first line of a file's content is a comment with its name."""
+
+    place: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        match = re.match(r"# (\S+)\n", self.text)
+        assert match, f"{self.place}: the first line of this block should be a comment with the name of the file"
+        return match[1]
+
+
+def blocks(*languages: str) -> list[Block]:
+    found = []
+    for path in DOCS:
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            found.append(Block(f"{path.relative_to(ROOT)}:{line}", match[1], match[2]))
+    return [block for block in found if block.language in languages]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(place, words) of every command in blocks, and of every one in a text that is complete."""
+    for block in blocks("sh"):
+        for line in block.text.splitlines():
+            for part in re.split(r"&&|;", line.partition("  #")[0]):
+                if words := shlex.split(part, comments=True):
+                    yield block.place, words
+    for path in DOCS:
+        for inline in re.findall(r"`(hcpdiff [a-z]+ [^`]+)`", path.read_text(encoding="utf-8")):
+            yield path.name, shlex.split(inline)
+
+
+MODULES = [block for block in blocks("python") if block.text.startswith("# ")]
+COMMANDS = list(commands())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with all files that the documents show; the current one."""
+    for block in (*blocks("yaml"), *MODULES):
+        path = tmp_path / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+    for name in LEFT_BY_RUNS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "my_pictures").symlink_to(ROOT / "examples" / "data" / "striped")
+    for block in MODULES:
+        monkeypatch.delitem(sys.modules, Path(block.file).stem, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def mistakes(config: Config) -> list[str]:
+    """Of a config; selectors are matched where the model comes with hcpdiff."""
+    packaged = (config.get("model") or {}).get("path") == "hcpdiff/tiny-sd3"
+    return [str(mistake) for mistake in check(config, selectors=packaged)]
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: f"{block.place} {block.file}")
+def test_every_config_in_the_documents_is_right(block: Block, project: Path) -> None:
+    assert mistakes(load(project / block.file, trust=[Path(b.file).stem for b in MODULES])) == []
+
+
+@pytest.mark.parametrize(("place", "words"), COMMANDS, ids=[f"{place} {' '.join(w)[:60]}" for place, w in COMMANDS])
+def test_every_command_in_the_documents_works(place: str, words: list[str], project: Path) -> None:
+    if words[:3] == ["python", "-m", "hcpdiff"]:
+        words = words[2:]
+    program, *arguments = words
+    if program == "hcpdiff":
+        _try_hcpdiff(arguments)
+    elif program == "pip":
+        _check_pip(arguments)
+    elif program in ("python", "bash"):
+        assert arguments[:2] == ["-m", "venv"] or (ROOT / arguments[0]).is_file(), f"{place}: {arguments}"
+    else:
+        assert program in OTHER_PROGRAMS, f"{place}: what is {program}?"
+
+
+def _try_hcpdiff(arguments: list[str]) -> None:
+    """Parse the command, and see that it would find a config without mistakes."""
+    group: Any = typer.main.get_command(app)
+    name, *rest = arguments
+    values = group.commands[name].make_context(name, rest).params
+    if "cfg" not in values:
+        return
+    assert values.get("prompts") is None or values["prompts"].is_file()
+    config = load(values["cfg"], values.get("overrides") or (), values.get("trust") or ())
+    assert mistakes(config) == []
+    if name == "layers":
+        _find_layers(config, values)
+
+
+def _find_layers(config: Config, values: dict[str, Any]) -> None:
+    from hcpdiff.config.selectors import skeleton
+    from hcpdiff.plugins.targets import find_layers
+
+    assert find_layers(skeleton(config, values["on"]), [values["pattern"] or "re:.+"])
+
+
+def _check_pip(arguments: list[str]) -> None:
+    """That the constraints and the extras are there."""
+    assert arguments[0] == "install"
+    if "-c" in arguments:
+        assert (ROOT / arguments[arguments.index("-c") + 1]).is_file()
+    project_file = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extras in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+        for extra in extras.split(","):
+            assert re.search(rf"^{extra} = \[", project_file, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
+def test_python_in_the_documents_runs(block: Block, project: Path) -> None:
+    exec(compile(block.text, block.place, "exec"), {"__name__": "a_document"})
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        there = path if not file else path.parent / file
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            dead.append(target)
+    assert dead == []
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_message_in_the_concepts_is_what_a_user_sees(project: Path) -> None:
+    text = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    message = re.search(r"^cfgs/\S+: (train\..*)$", text, re.MULTILINE)
+    assert message
+    (mistake,) = mistakes(load("cfgs/lora.yaml", ["train.optimizer.weight_decy=0.1"]))
+    assert mistake.endswith(message[1])
+
+
+def test_the_config_reference_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("config_reference", ROOT / "scripts" / "config_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    written = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert written == script.page(), "run python scripts/config_reference.py"
+
+
+def test_the_readme_has_the_two_commands_of_a_fresh_clone() -> None:
+    text = re.sub(r" +# .*", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert "pip install -c constraints.txt -e . && hcpdiff train --cfg cfgs/lora.yaml\n" in text
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest\n' in text
