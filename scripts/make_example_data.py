@@ -3,6 +3,7 @@
     python scripts/make_example_data.py
 
 striped/: a background style that the tiny model has never seen, for a LoRA to learn.
+plain/: what the model knows already, so that it does not forget it meanwhile.
 outlines/: control images, one per shape, for the previews of a ControlNet.
 """
 
@@ -17,9 +18,9 @@ from PIL import Image
 from hcpdiff.data.scenes import SHAPES, Scene, Scenes, outline
 
 
-def write_striped(out: Path, *, count: int = 24, seed: int = 100) -> None:
+def write_pictures(out: Path, *, pattern: str, seed: int, count: int = 32) -> None:
     """`count` pictures and their captions.json."""
-    scenes = Scenes(count, seed=seed, patterns=["striped"], detail=0)
+    scenes = Scenes(count, seed=seed, patterns=[pattern], detail=0)
     out.mkdir(parents=True, exist_ok=True)
     captions = {}
     for i in range(count):
@@ -41,5 +42,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("examples/data"))
     folder = parser.parse_args().out
-    write_striped(folder / "striped")
+    write_pictures(folder / "striped", pattern="striped", seed=100)
+    write_pictures(folder / "plain", pattern="plain", seed=101)
     write_outlines(folder / "outlines")

@@ -85,7 +85,7 @@ class Streams:
             batch_size=None,
             sampler=_Sampler(ahead),
             num_workers=self.workers,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_leave_stopping_to_the_run,
         )
         for draws, loaded in zip(now, loader, strict=False):
             if isinstance(loaded, ValueError):
@@ -144,6 +144,10 @@ class _Loads(torch.utils.data.Dataset):
             return error
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C is for the training process, which then ends its workers."""
+def _leave_stopping_to_the_run(worker: int) -> None:
+    """Ctrl-C, and a SIGTERM to all processes of a job, are for the training process, which then ends its workers.
+
+    Only one SIGTERM is passed over, as a second may be the training process's own.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))

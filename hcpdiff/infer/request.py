@@ -63,9 +63,9 @@ def prompts_from_file(path: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A trained plugin file and how strongly it acts; several strengths make one row of pictures each."""
+    """A trained plugin file and how strongly it acts; several strengths make one row of pictures each, in step with others."""
 
-    path: Annotated[str, ExistingPath("file")]
+    path: Annotated[str, ExistingPath()]
     strength: float | list[float] = 1.0
 
     def __post_init__(self) -> None:
@@ -82,3 +82,17 @@ class InferSettings(Request):
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     out: str = "outputs"
+
+    def sweeps(self) -> list[dict[str, float]]:
+        """The strength of each adapter, for each row of pictures; lists go together, a single number is for all rows.
+
+        Raises:
+            ValueError: two lists differ in length.
+        """
+        lengths = {name: len(a.strengths()) for name, a in self.adapters.items() if isinstance(a.strength, list)}
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+            raise ValueError(f"infer.adapters: strengths go together, so lists must be equally long; {counts}")
+        rows = max(lengths.values(), default=1)
+        strengths = {n: a.strengths() if n in lengths else a.strengths() * rows for n, a in self.adapters.items()}
+        return [{name: values[row] for name, values in strengths.items()} for row in range(rows)]

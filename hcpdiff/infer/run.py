@@ -46,10 +46,7 @@ def infer(
     family: ModelFamily = build(config, "model").to(_device()).eval()
     check_size(family, settings.size, where="infer.size")
     plugins = attach_files(family, {name: (a.path, 1.0) for name, a in settings.adapters.items()}, trust=trust)
-    sweeps = [
-        dict(zip(settings.adapters, strengths, strict=True))
-        for strengths in itertools.product(*(a.strengths() for a in settings.adapters.values()))
-    ]
+    sweeps = settings.sweeps()
     numbers = itertools.count(_next_number(Path(settings.out)))
     with tqdm(total=len(settings.pictures()) * len(sweeps), desc="infer", unit="image", dynamic_ncols=True) as bar:
         rows = [_row(family, plugins, settings, strengths, numbers, bar) for strengths in sweeps]

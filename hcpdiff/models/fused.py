@@ -49,8 +49,8 @@ def gelu(x: Tensor) -> Tensor:
 def making_again() -> Iterator[None]:
     """Inside, a layer that wants the output of `gelu` or `modulated_norm` for its backward gets it computed again.
 
-    It is not kept then, while its input is kept anyway, and both are cheap. Hooks on saved tensors from outside, such as
-    those of checkpointing, see all that is kept.
+    It is not kept then, while its input is kept anyway, and both are cheap. Hooks on saved tensors from outside, such
+    as those of checkpointing, see all that is kept.
     """
     outer_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or outer_hooks is None:

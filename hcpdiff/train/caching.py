@@ -18,8 +18,14 @@ from hcpdiff.types import Conditioning
 log = logging.getLogger("hcpdiff.train")
 
 
-def fill(objective: Objective, datasets: Mapping[str, Dataset], *, seed: int, workers: int = 0) -> None:
+def fill(
+    objective: Objective, datasets: Mapping[str, Dataset], *, seed: int, workers: int = 0, quiet: bool = False
+) -> None:
     """Prepare the datasets of a run and fill the caches that they ask for.
+
+    Args:
+        workers: processes that decode images.
+        quiet: show no progress bars.
 
     Raises:
         ValueError: a cache of something that this run changes, or a dataset is of no use.
@@ -44,11 +50,11 @@ def fill(objective: Objective, datasets: Mapping[str, Dataset], *, seed: int, wo
         for name, dataset in datasets.items():
             if dataset.cache_latents:
                 key = _key(dataset.cache_latents, family.vae)
-                with _bar(f"latents of {name}", "image") as show:
+                with _bar(f"latents of {name}", "image", quiet) as show:
                     dataset.store_latents(encode_image, key, workers=workers, progress=show)
             if dataset.cache_text:
                 key = _key(dataset.cache_text, family.text_encoders) + family.text_settings
-                with _bar(f"prompts of {name}", "prompt") as show:
+                with _bar(f"prompts of {name}", "prompt", quiet) as show:
                     dataset.store_text(encode_prompt, key, negatives=negatives, progress=show)
 
 
@@ -79,9 +85,9 @@ def fingerprint(module: nn.Module) -> str:
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(title: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A progress bar for what takes longer than a second, as a function of (done, total)."""
-    with tqdm(desc=title, unit=unit, delay=1, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(desc=title, unit=unit, delay=1, leave=False, dynamic_ncols=True, disable=quiet) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

@@ -109,7 +109,8 @@ class Trainer:
 
     def load_data(self) -> Streams:
         """Look over the datasets and fill the caches that they ask for: the batches of the run."""
-        caching.fill(self.objective, self.datasets, seed=self.seed, workers=self.settings.workers)
+        quiet = not self.accelerator.is_main_process
+        caching.fill(self.objective, self.datasets, seed=self.seed, workers=self.settings.workers, quiet=quiet)
         return Streams(
             self.datasets,
             mode=self.settings.datasets,

@@ -3,9 +3,9 @@
     python tests/benchmarks/lora.py                     # width 768, 4 layers, 1024 image + 154 text tokens, one thread
     python tests/benchmarks/lora.py --device cuda --full    # SD3.5 medium's true shape at 1024 px
 
-Rank 16 on all linear layers of attention and MLPs, frozen base, forward and backward. "peft" runs as diffusers' training
-scripts do: with a bf16 base and fp32 adapters it is under autocast. "floor" is our model with gradients of the inputs
-only, and no adapter. Everything is timed by turns in one run, and the least of all rounds counts.
+Rank 16 on all linear layers of attention and MLPs, frozen base, forward and backward. "peft" runs as diffusers'
+training scripts do: with a bf16 base and fp32 adapters it is under autocast. "floor" is our model with gradients of the
+inputs only, and no adapter. Everything is timed by turns in one run, and the least of all rounds counts.
 """
 
 from __future__ import annotations

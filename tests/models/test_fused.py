@@ -120,9 +120,9 @@ def test_gelu_made_again_gives_the_same_gradients_and_is_not_kept() -> None:
             kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            with fused.making_again() if again else contextlib.nullcontext():
-                y = second(fused.gelu(first(x)))
+        context = fused.making_again() if again else contextlib.nullcontext()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), context:
+            y = second(fused.gelu(first(x)))
         y.square().sum().backward()
         return [p.grad.clone() for layer in (first, second) for p in layer.parameters()], sum(kept.values())
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hcpdiff.diffusion.guidance import linear
 from hcpdiff.diffusion.losses import mse
+from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.diffusion.process import Process
 from hcpdiff.diffusion.timesteps import uniform
-from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.plugins import attach
 from hcpdiff.train.objective import Objective
 from hcpdiff.train.trainer import Trainer
@@ -66,7 +66,9 @@ def test_a_weighting_multiplies_each_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("guidance", [3.0, partial(linear, low=1.5, high=4.0)])
-def test_guided_training_is_the_same_with_cached_text_and_trains_both_branches(tmp_path: Path, guidance: object) -> None:
+def test_guided_training_is_the_same_with_cached_text_and_trains_both_branches(
+    tmp_path: Path, guidance: object
+) -> None:
     updates = []
     for cache in (False, "memory"):
         data = {"main": runs.pictures(cache_latents="memory", cache_text=cache)}

@@ -19,7 +19,7 @@ from hcpdiff.train.trainer import Trainer
 from tests.train import runs
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -31,7 +31,7 @@ class Kill(Callback):
 
     def on_step(self, trainer: Trainer, losses: Mapping[str, Tensor], images: int, seconds: float) -> None:
         if trainer.step == self.after:
-            raise Killed
+            raise KilledError
 
 
 SCHEDULE = partial(cosine, steps=6, warmup=2)
@@ -70,11 +70,15 @@ def a_run(folder: Path, case: Mapping[str, Any], **more: Any) -> Trainer:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("killed_after", [2, 3])
-def test_a_killed_and_resumed_run_ends_bit_identical(case: Mapping[str, Any], killed_after: int, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_ends_bit_identical(
+    case: Mapping[str, Any], killed_after: int, tmp_path: Path
+) -> None:
     whole = a_run(tmp_path / "whole", case)
     whole.fit()
-    with pytest.raises(Killed):
-        a_run(tmp_path / "parts", case, callbacks=[Kill(killed_after)]).fit()  # 3: steps were logged after the checkpoint
+    with pytest.raises(KilledError):
+        a_run(
+            tmp_path / "parts", case, callbacks=[Kill(killed_after)]
+        ).fit()  # 3: steps were logged after the checkpoint
     rest = a_run(tmp_path / "parts", case)
     rest.resume(tmp_path / "parts" / "checkpoints" / "step-000002")
     rest.fit()
@@ -87,7 +91,7 @@ def test_another_number_of_loader_workers_changes_nothing(tmp_path: Path) -> Non
     case = CASES["accumulation, dropout, random crops, schedule and EMA"]
     alone = a_run(tmp_path / "alone", case)
     alone.fit()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         a_run(tmp_path / "parts", case, callbacks=[Kill(2)], workers=2).fit()
     rest = a_run(tmp_path / "parts", case, workers=0)
     rest.resume(tmp_path / "parts" / "checkpoints" / "step-000002")
@@ -123,7 +127,10 @@ def test_resuming_a_finished_run_changes_no_file_of_its_checkpoint(finished: Pat
         ({"plugins": {"style": runs.lora(rank=3)}}, r"lora_A.weight is \[2, 32\] in it and \[3, 32\] now"),
         ({"plugins": {"style": runs.lora(lr=1e-3)}}, "train.optimizer: lr of style was 0.01 and is 0.001 now"),
         ({"optimizer": partial(runs.adamw, weight_decay=0.5)}, "weight_decay of style was 0.01 and is 0.5 now"),
-        ({"optimizer": torch.optim.SGD}, "train.optimizer: the run had torch.optim.adamw.AdamW, not torch.optim.sgd.SGD"),
+        (
+            {"optimizer": torch.optim.SGD},
+            "train.optimizer: the run had torch.optim.adamw.AdamW, not torch.optim.sgd.SGD",
+        ),
         ({"ema": None}, "train.ema: the run had an average, not no average"),
         ({"schedule": None}, "train.schedule: the run had torch.optim.lr_scheduler.LambdaLR, not None"),
         ({"seed": 1}, "seed: the run had 0, not 1"),
@@ -156,12 +163,13 @@ def test_what_a_kill_leaves_of_a_half_written_checkpoint_is_none_and_goes_with_t
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(path: Path) -> str:
-        raise Killed
+        raise KilledError
 
     checkpoint.save(tmp_path, 1, {"weights": {"w": torch.ones(2)}}, keep_last=3)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "_hash", killed)
-        checkpoint.save(tmp_path, 2, {"weights": {"w": torch.ones(2)}}, keep_last=3)
+        with pytest.raises(KilledError):
+            checkpoint.save(tmp_path, 2, {"weights": {"w": torch.ones(2)}}, keep_last=3)
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-000001"]
     assert len(list(tmp_path.iterdir())) == 2
     checkpoint.save(tmp_path, 3, {"weights": {"w": torch.ones(2)}}, keep_last=3)

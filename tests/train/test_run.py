@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import hcpdiff
+from hcpdiff.cli import main
+from hcpdiff.train import checkpoint
+from hcpdiff.train.callbacks import Callback
+from hcpdiff.train.trainer import Trainer
+from tests.train import runs
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = """
+name: test
+seed: 0
+exp_dir: {folder}
+model: {{_target_: hcpdiff.models.SD3.from_pretrained, path: hcpdiff/tiny-sd3, t5: false}}
+data:
+  main:
+    source: {{_target_: hcpdiff.data.Scenes, count: 5}}
+    bucket: {{_target_: hcpdiff.data.FixedBucket, size: 48}}
+    batch_size: 2
+    cache_text: memory
+plugins:
+  style: {{_target_: hcpdiff.plugins.LoRA, layers: ['re:transformer_blocks\\.0\\.attn\\.to_[qk]'], rank: 2, lr: 1e-3}}
+train:
+  steps: 2
+  optimizer: {{_target_: torch.optim.AdamW, lr: 1e-3}}
+  log_every: 1
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG.format(folder=tmp_path / "run"), encoding="utf-8")
+    return path
+
+
+class Interrupt(Callback):
+    """Sends a signal to the run itself after a step."""
+
+    def __init__(self, number: int, after: int) -> None:
+        self.number, self.after = number, after
+
+    def on_step(self, trainer: Trainer, losses: Mapping[str, Tensor], images: int, seconds: float) -> None:
+        if trainer.step == self.after:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(tmp_path: Path, number: int) -> None:
+    handler = signal.getsignal(number)
+    whole = runs.make(tmp_path / "whole")
+    whole.fit()
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3; go on with --resume auto"):
+        runs.make(tmp_path / "parts", callbacks=[Interrupt(number, 3)]).fit()
+    assert signal.getsignal(number) is handler
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "parts" / "checkpoints")] == ["step-000003"]
+    assert not (tmp_path / "parts" / "style.safetensors").exists()
+    rest = runs.make(tmp_path / "parts")
+    rest.resume(tmp_path / "parts" / "checkpoints" / "step-000003")
+    rest.fit()
+    assert runs.same(runs.tensors(whole.state()), runs.tensors(rest.state()))
+    assert runs.metrics(tmp_path / "whole") == runs.metrics(tmp_path / "parts")
+
+
+def test_a_process_group_with_workers_that_is_told_to_stop_saves_and_exits_with_130(
+    config: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "hcpdiff", "train", "--cfg", str(config), "train.steps=1000", "train.workers=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "go on with --resume auto" in errors
+    saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(saved) == 1
+    steps = checkpoint.step_of(saved[0]) + 2
+    hcpdiff.train(config, [f"train.steps={steps}"], resume="auto")
+    hcpdiff.train(config, [f"train.steps={steps}", f"exp_dir={tmp_path / 'whole'}"])
+    assert runs.metrics(tmp_path / "run") == runs.metrics(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def weights(folder: Path) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in load_file(folder / "style.safetensors").items()}
+
+
+def test_a_notebook_trains_twice_and_makes_pictures_with_what_it_trained(config: Path, tmp_path: Path) -> None:
+    folder = hcpdiff.train(config)
+    assert folder == tmp_path / "run"
+    assert hcpdiff.load_config(folder / "config.yaml")["train"]["steps"] == 2
+    with pytest.raises(
+        ValueError, match="there is a run in it already, with checkpoints up to step-000002; go on with"
+    ):
+        hcpdiff.train(config)
+    again = hcpdiff.train(config, [f"exp_dir={tmp_path / 'again'}", "train.precision=bf16"])
+    assert weights(again) != weights(folder)
+    adapter = f"infer.adapters={{style: {{path: {folder / 'style.safetensors'}, strength: [0, 1]}}}}"
+    overrides = [adapter, "infer.size=[48,48]", "infer.steps=2", f"infer.out={tmp_path / 'out'}"]
+    pictures = hcpdiff.infer(config, overrides, changes={"prompts": ["a red star, small"]})
+    assert [picture.prompt.positive for picture in pictures] == ["a red star, small"] * 2
+
+
+def test_resume_auto_begins_a_run_that_has_no_checkpoint_and_a_wrong_path_is_an_error(
+    config: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"--resume: no checkpoint at .*nowhere"):
+        hcpdiff.train(config, resume=tmp_path / "nowhere")
+    assert not (tmp_path / "run").exists()
+    hcpdiff.train(config, ["train.steps=1"], resume="auto")
+    hcpdiff.train(config, ["train.steps=2"], resume="auto")
+    assert [line["step"] for line in runs.metrics(tmp_path / "run")] == [1, 2]
+
+
+class Recorder(Callback):
+    """A user's own callback."""
+
+    steps: list[int] = []  # noqa: RUF012
+
+    def __init__(self, *, only: int) -> None:
+        self.only = only
+
+    def on_step(self, trainer: Trainer, losses: Mapping[str, Any], images: int, seconds: float) -> None:
+        if trainer.step == self.only:
+            self.steps.append(trainer.step)
+
+
+def test_a_callback_of_the_user_is_named_by_target(config: Path) -> None:
+    Recorder.steps.clear()
+    target = "train.callbacks=[{_target_: tests.train.test_run.Recorder, only: 2}]"
+    hcpdiff.train(config, [target], trust=["tests"])
+    assert Recorder.steps == [2]
+
+
+def test_a_run_whose_loss_is_no_number_exits_with_1(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["train", "--cfg", str(config), "plugins.style.lr=1e30", "train.max_grad_norm=null", "train.steps=9"])
+    assert code == 1
+    told = capsys.readouterr().err
+    assert "the loss of data.main is not finite for scene-" in told
+    assert "Look at these files" in told
+    assert "Traceback" not in told
+    assert "NonFiniteLossError" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_what_is_exported_says_how_it_was_made(config: Path, tmp_path: Path) -> None:
+    from hcpdiff.plugins.weights import load
+
+    hcpdiff.train(config)
+    header = load(tmp_path / "run" / "style.safetensors").metadata
+    assert header["hcpdiff.step"] == "2"
+    assert "rank: 2" in header["hcpdiff.config"]
+    assert torch.is_tensor(next(iter(load_file(tmp_path / "run" / "style.safetensors").values())))
