@@ -2,8 +2,8 @@
 
     python scripts/make_example_data.py
 
-striped/: a background style that the tiny model has never seen, for a LoRA to learn.
-plain/: what the model knows already, so that it does not forget it meanwhile.
+striped/: a background style that the tiny model has never seen, for a LoRA to learn. Half of the pictures are plain, as
+    the model knows them, so that stripes do not spread to every picture.
 outlines/: control images, one per shape, for the previews of a ControlNet.
 """
 
@@ -18,15 +18,17 @@ from PIL import Image
 from hcpdiff.data.scenes import SHAPES, Scene, Scenes, outline
 
 
-def write_pictures(out: Path, *, pattern: str, seed: int, count: int = 32) -> None:
-    """`count` pictures and their captions.json."""
-    scenes = Scenes(count, seed=seed, patterns=[pattern], detail=0)
+def write_pictures(out: Path, *, seed: int = 100, count: int = 32) -> None:
+    """`count` striped and `count` plain pictures, and their captions.json."""
     out.mkdir(parents=True, exist_ok=True)
     captions = {}
-    for i in range(count):
-        name = f"{i:02}.png"
-        scenes.load(i).image.save(out / name, optimize=True)
-        captions[name] = scenes.captions(i)[0]
+    for pattern in ("striped", "plain"):
+        seed += 1
+        scenes = Scenes(count, seed=seed, patterns=[pattern], detail=0)
+        for i in range(count):
+            name = f"{pattern}-{i:02}.png"
+            scenes.load(i).image.save(out / name, optimize=True)
+            captions[name] = scenes.captions(i)[0]
     (out / "captions.json").write_text(json.dumps(captions, indent=2) + "\n", encoding="utf-8")
 
 
@@ -42,6 +44,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("examples/data"))
     folder = parser.parse_args().out
-    write_pictures(folder / "striped", pattern="striped", seed=100)
-    write_pictures(folder / "plain", pattern="plain", seed=101)
+    write_pictures(folder / "striped")
     write_outlines(folder / "outlines")

@@ -212,7 +212,7 @@ def test_layers_takes_overrides_with_and_without_a_selector(run: Run) -> None:
 def test_data_writes_a_contact_sheet(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("data", "--cfg", "cfgs/lora.yaml", "--out", str(tmp_path / "deep" / "sheet.png"))
     assert code == 0
-    assert "24 images" in out
+    assert "64 images" in out
     assert (tmp_path / "deep" / "sheet.png").stat().st_size > 1000
 
 

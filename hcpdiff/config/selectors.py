@@ -62,11 +62,13 @@ def check_selectors(config: Config, reader: Reader) -> None:
     for name, node in (config.get("plugins") or {}).items():
         key: Key = ("plugins", name)
         spec = made(reader.read(node, sections.item("plugins"), key), reader)
-        for field in ("layers", "from_layers", "to_layers"):
+        if not spec.between:
+            _find_all(reader, parts, spec, key)
+            continue
+        for field in ("from_layers", "to_layers"):
             patterns = getattr(spec, field) or getattr(spec.plugin, field, ())
-            if patterns or (field == "layers") != spec.between:
-                find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes)
-                _find(reader, find, parts, spec.on, patterns, (*key, field))
+            find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes)
+            _find(reader, find, parts, spec.on, patterns, (*key, field))
     for i, node in enumerate(config.get("finetune") or []):
         key = ("finetune", i)
         group = made(reader.read(node, sections.item("finetune"), key), reader)
@@ -114,3 +116,14 @@ def _find(
         find(part, patterns, where=shown(key))
     except ValueError as error:
         reader.wrong_text(key, str(error))
+
+
+def _find_all(reader: Reader, parts: Skeleton, spec: Any, key: Key) -> None:
+    """The same for a plugin that may work on several parts."""
+    modules = {part: _part(reader, parts, part, (*key, "on")) for part in spec.parts}
+    if UNKNOWN in modules.values():
+        return
+    try:
+        importlib.import_module("hcpdiff.plugins.attach").find_in_parts(modules, spec, shown(key))
+    except ValueError as error:
+        reader.wrong_text((*key, "layers"), str(error))

@@ -63,7 +63,7 @@ def prompts_from_file(path: Path) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A trained plugin file and how strongly it acts; several strengths make one row of pictures each, in step with others."""
+    """A trained plugin file and how strongly it acts; several strengths make a row of pictures each."""
 
     path: Annotated[str, ExistingPath()]
     strength: float | list[float] = 1.0

@@ -52,7 +52,7 @@ def making_again() -> Iterator[None]:
     It is not kept then, while its input is kept anyway, and both are cheap. Hooks on saved tensors from outside, such
     as those of checkpointing, see all that is kept.
     """
-    outer_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    outer_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or outer_hooks is None:
         yield
         return

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 DIFFUSERS = "diffusion_pytorch_model"  # how diffusers calls weights; transformers: "model"
 
@@ -43,6 +45,23 @@ def load(module: nn.Module, folder: Path, *, name: str = DIFFUSERS, dtype: torch
 def present(folder: Path, *, name: str = DIFFUSERS) -> bool:
     """Whether `folder` holds weights, in one file or in shards."""
     return (folder / f"{name}.safetensors").exists() or (folder / f"{name}.safetensors.index.json").exists()
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Tensors made inside are on the meta device: shapes without memory."""
+    with torch.device("meta"), _LightArange():
+        yield
+
+
+class _LightArange(TorchFunctionMode):
+    """torch.arange on the meta device loads torch's compiler, which takes a second; an empty tensor does as well there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.arange and kwargs.get("device") is None and all(isinstance(a, int) for a in args):
+            return torch.empty(len(range(*args)), dtype=kwargs.get("dtype") or torch.int64, device="meta")
+        return func(*args, **kwargs)
 
 
 def read(folder: Path, *, name: str = DIFFUSERS) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ class _Site:
 
     name: str
     spec: PluginSpec
+    part: str
     sources: Sequence[LayerRef]
     targets: Sequence[LayerRef]
     override: Mapping[str, Any]
@@ -62,7 +63,7 @@ class _Site:
     def path(self) -> str:
         """What the plugin is called in files."""
         if issubclass(self.spec.plugin, MultiPluginBlock):
-            return self.spec.on
+            return self.part
         return "->".join(ref.path for ref in (*self.sources, *self.targets))
 
 
@@ -73,22 +74,48 @@ def _resolve(family: nn.Module, name: str, spec: PluginSpec) -> list[_Site]:
             f"{where}: a plugin cannot be called this; use letters, digits, '_' and '-', such as 'my_{name}'"
         )
     spec.check(where)
-    parts = dict(named_layers(family))
-    if spec.on not in parts:
-        raise ValueError(
-            f"{where}.on: {spec.on!r} is no part of {type(family).__name__}{close_names(spec.on, parts)}; "
-            f"its parts are {', '.join(n for n, _ in family.named_children())}"
-        )
-    part = parts[spec.on]
+    layers = dict(named_layers(family))
+    for name_of_part in spec.parts:
+        if name_of_part not in layers:
+            raise ValueError(
+                f"{where}.on: {name_of_part!r} is no part of {type(family).__name__}{close_names(name_of_part, layers)}; "
+                f"its parts are {', '.join(n for n, _ in family.named_children())}"
+            )
+    if not spec.between:
+        found = find_in_parts({n: layers[n] for n in spec.parts}, spec, where)
+        _check_overrides(where, spec, [ref for refs in found.values() for ref in refs])
+        return [
+            _site(name, spec, part, [], [ref], _override(spec, ref)) for part, refs in found.items() for ref in refs
+        ]
+    (on,) = spec.parts
+    part = layers[on]
     if issubclass(spec.plugin, MultiPluginBlock):
         sources = _find(part, spec.from_layers or spec.plugin.from_layers, f"{where}.from_layers", spec)
         targets = _find(part, spec.to_layers or spec.plugin.to_layers, f"{where}.to_layers", spec)
-        return [_site(name, spec, sources, targets, {})]
-    if spec.between:
-        return [_site(name, spec, [a], [b], _override(spec, b)) for a, b in _pairs(part, where, spec)]
-    targets = _find(part, spec.layers, f"{where}.layers", spec)
-    _check_overrides(where, spec, targets)
-    return [_site(name, spec, [], [ref], _override(spec, ref)) for ref in targets]
+        return [_site(name, spec, on, sources, targets, {})]
+    return [_site(name, spec, on, [a], [b], _override(spec, b)) for a, b in _pairs(part, where, spec)]
+
+
+def find_in_parts(parts: Mapping[str, nn.Module], spec: PluginSpec, where: str) -> dict[str, list[LayerRef]]:
+    """The layers that a plugin works on, by part; every selector matches something in at least one of them.
+
+    Raises:
+        ValueError: a selector matches nothing.
+    """
+    if len(parts) == 1 or not spec.layers:
+        part, module = next(iter(parts.items()))
+        return {part: _find(module, spec.layers, f"{where}.layers", spec)}
+    found: dict[str, dict[str, LayerRef]] = {part: {} for part in parts}
+    for i, pattern in enumerate(spec.layers):
+        misses: list[str] = []
+        for part, module in parts.items():
+            try:
+                found[part] |= {ref.path: ref for ref in _find(module, [pattern], f"{where}.layers", spec)}
+            except ValueError as miss:
+                misses.append(str(miss).replace(".layers[0]", f".layers[{i}]", 1))
+        if len(misses) == len(parts):
+            raise ValueError(misses[0])
+    return {part: list(refs.values()) for part, refs in found.items()}
 
 
 def _find(
@@ -118,12 +145,12 @@ def _pairs(part: nn.Module, where: str, spec: PluginSpec) -> list[tuple[LayerRef
 
 
 def _site(
-    name: str, spec: PluginSpec, sources: Sequence[LayerRef], targets: Sequence[LayerRef], override: Any
+    name: str, spec: PluginSpec, part: str, sources: Sequence[LayerRef], targets: Sequence[LayerRef], override: Any
 ) -> _Site:
     def whole(ref: LayerRef) -> LayerRef:
-        return LayerRef(f"{spec.on}.{ref.path}".strip("."), ref.layer, ref.pre_hook)
+        return LayerRef(f"{part}.{ref.path}".strip("."), ref.layer, ref.pre_hook)
 
-    return _Site(name, spec, [whole(ref) for ref in sources], [whole(ref) for ref in targets], override)
+    return _Site(name, spec, part, [whole(ref) for ref in sources], [whole(ref) for ref in targets], override)
 
 
 def _override(spec: PluginSpec, ref: LayerRef) -> dict[str, Any]:
@@ -159,7 +186,7 @@ def _build(site: _Site, seed: int) -> Attachment:
     for parameter in plugin.own_parameters().values():
         parameter.requires_grad_(site.spec.train)
     lr = site.override.get("lr", site.spec.lr)
-    return Attachment(site.name, site.path, plugin, site.spec.on, site.sources, site.targets, lr)
+    return Attachment(site.name, site.path, plugin, site.part, site.sources, site.targets, lr)
 
 
 def _move_to_layer(plugin: Plugin, layer: nn.Module) -> None:

@@ -19,7 +19,7 @@ class PluginSpec:
     """One plugin of a config: its class and settings, where it works, and how it learns."""
 
     plugin: type[Plugin]
-    on: str = "denoiser"  # the part of the family, by attribute path; '' is the whole family
+    on: str | Sequence[str] = "denoiser"  # the part of the family, or several, by attribute path; '' is the whole
     layers: Sequence[str] = ()  # targets inside that part
     from_layers: Sequence[str] = ()  # for kinds that take values from other layers
     to_layers: Sequence[str] = ()
@@ -34,9 +34,16 @@ class PluginSpec:
         """Whether the plugin takes values from some layers to others."""
         return issubclass(self.plugin, (PluginBlock, MultiPluginBlock))
 
+    @property
+    def parts(self) -> list[str]:
+        """The parts that `on` names."""
+        return [self.on] if isinstance(self.on, str) else list(self.on)
+
     def check(self, where: str) -> None:
         """Raise ValueError for a setting that cannot be meant."""
         kind = self.plugin.__name__
+        if len(self.parts) != 1 and (self.between or not self.parts):
+            raise ValueError(f"{where}.on: {kind} works on one part of the model; give one name")
         for key in ("layers",) if self.between else ("from_layers", "to_layers"):
             if getattr(self, key):
                 raise ValueError(

@@ -60,7 +60,8 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
         tensors |= {f"{layer}.{key}": tensor for key, tensor in packed.items()}
         if scale != 1:
             scales[layer] = scale
-    settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "on": spec.on, "scales": scales}
+    settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "scales": scales}
+    settings["on"] = spec.on if isinstance(spec.on, str) else list(spec.on)
     settings |= {key: getattr(spec, key) for key in _SAVED if getattr(spec, key)}
     settings["options"] = next(iter(plugins.values())).file_options(spec.options)
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}

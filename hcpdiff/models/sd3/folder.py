@@ -82,7 +82,7 @@ class SD3Folder:
         """`part` by its path in the family, on the meta device; imports only what this part needs."""
         if part == "denoiser":
             return MMDiT.skeleton(self.root / "transformer")
-        with torch.device("meta"):
+        with weights.on_meta():
             if part == "vae":
                 return vae.read(self.root / "vae", torch.float32, weights=False)
             if part == "text_encoders":

@@ -103,7 +103,7 @@ class MMDiT(nn.Module):
     def skeleton(cls, folder: str | Path) -> MMDiT:
         """The same model on the meta device, without reading weights."""
         config = MMDiTConfig.from_dict(weights.read_json(Path(folder) / "config.json"), f"{folder}/config.json")
-        with torch.device("meta"):
+        with weights.on_meta():
             return cls(config)
 
     def save_pretrained(self, folder: str | Path) -> None:
