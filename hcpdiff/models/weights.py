@@ -55,7 +55,7 @@ def on_meta() -> Iterator[None]:
 
 
 class _LightArange(TorchFunctionMode):
-    """torch.arange on the meta device loads torch's compiler, which takes a second; an empty tensor does as well there."""
+    """torch.arange on the meta device loads torch's compiler, which takes a second; an empty tensor does as well."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -75,10 +75,10 @@ def _resolve(family: nn.Module, name: str, spec: PluginSpec) -> list[_Site]:
         )
     spec.check(where)
     layers = dict(named_layers(family))
-    for name_of_part in spec.parts:
-        if name_of_part not in layers:
+    for on in spec.parts:
+        if on not in layers:
             raise ValueError(
-                f"{where}.on: {name_of_part!r} is no part of {type(family).__name__}{close_names(name_of_part, layers)}; "
+                f"{where}.on: {on!r} is no part of {type(family).__name__}{close_names(on, layers)}; "
                 f"its parts are {', '.join(n for n, _ in family.named_children())}"
             )
     if not spec.between:

@@ -20,5 +20,5 @@ def test_one_plugin_works_on_several_parts_of_a_family() -> None:
     assert list(group.plugins("style")) == ["denoiser.0", "text.a.0"]
     with pytest.raises(ValueError, match=r"plugins\.style\.layers\[1\]: 'zz' matches no layer"):
         attach(family, {"style": dataclasses.replace(spec, layers=["0", "zz"])})
-    with pytest.raises(ValueError, match=r"plugins\.style\.on: 'txt' is no part of Module; did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"plugins\.style\.on: 'txt' is no part of Module; close names: text"):
         attach(family, {"style": dataclasses.replace(spec, on=["denoiser", "txt"])})
