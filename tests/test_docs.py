@@ -145,7 +145,9 @@ def _check_pip(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_python_in_the_documents_runs(block: Block, project: Path) -> None:
-    exec(compile(block.text, block.place, "exec"), {"__name__": "a_document"})
+    names: dict[str, object] = {"__name__": "a_document"}
+    exec(compile(block.text, block.place, "exec"), names)
+    assert names.keys() > {"__name__", "__builtins__"}, "it defines and imports nothing"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

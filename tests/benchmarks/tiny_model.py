@@ -1,7 +1,7 @@
 """What share of the tiny model's pictures show what was asked for: shape, color, background and pattern.
 
-    python tests/benchmarks/tiny_model.py --model hcpdiff/assets/tiny_sd3
-    python tests/benchmarks/tiny_model.py --model hcpdiff/assets/tiny_sd3 --lora exps/striped/style.safetensors
+    python tests/benchmarks/tiny_model.py --model hcpdiff/tiny-sd3
+    python tests/benchmarks/tiny_model.py --model hcpdiff/tiny-sd3 --lora exps/lora/style.safetensors
 
 With a LoRA of a striped background (examples/data/striped), prompts that ask for stripes are measured without and with
 it, and so are plain prompts, which it should leave as they are.
@@ -89,7 +89,7 @@ def report(family: ModelFamily, reader: probe.Probe, name: str, wanted: Sequence
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", default="hcpdiff/tiny-sd3")
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--out", type=Path, help="folder for contact sheets")
@@ -98,7 +98,7 @@ def main() -> None:
     from hcpdiff.models import SD3
     from hcpdiff.plugins import weights
 
-    family = SD3.from_pretrained(str(arguments.model), t5=False)
+    family = SD3.from_pretrained(arguments.model, t5=False)
     reader = probe.load(family)
     plain, striped = scenes(arguments.count), scenes(arguments.count // 2, pattern="striped")
     wide = scenes(arguments.count // 4, size=(40, 56))

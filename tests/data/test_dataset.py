@@ -193,7 +193,9 @@ def test_a_prepared_dataset_can_be_sent_to_another_process(make: Make) -> None:
 
 def test_annotations_of_everything_public_can_be_resolved() -> None:
     for name in hcpdiff.data.__all__:
-        typing.get_type_hints(getattr(hcpdiff.data, name).__init__)
+        constructor = getattr(hcpdiff.data, name).__init__
+        given = set(getattr(constructor, "__annotations__", {}))
+        assert typing.get_type_hints(constructor).keys() == given, name
 
 
 class NoFiles:
