@@ -64,7 +64,7 @@ def test_equals_diffusers_from_latents_at_any_strength(shape: str, zero_pooled: 
     inputs = mmdit_inputs(family.denoiser.config)
     control = torch.randn(inputs["noisy_latents"].shape, generator=torch.Generator().manual_seed(2))
     group.feed(PluginInputs({"control_image": control}))
-    plain = tiny_mmdit(shape)(**inputs)
+    plain = tiny_mmdit(shape).requires_grad_(False)(**inputs)  # frozen as the host is: one matmul for q, k and v
     assert torch.equal(family.denoiser(**inputs), plain)
     randomise(plugin(group), scale=0.1)
     models = stock(shape, group, tmp_path)
