@@ -89,8 +89,8 @@ class SD3Folder:
                 return nn.ModuleDict({name: self.skeleton(f"{part}.{name}") for name in self.encoders})
             name = part.removeprefix("text_encoders.")
             if name in self.encoders:
-                read = t5.read if name == "t5" else clip.read
-                return read(self.root / ENCODERS[name][0], torch.float32, weights=False)
+                folder = self.root / ENCODERS[name][0]
+                return t5.read(folder, torch.float32, weights=False) if name == "t5" else clip.skeleton(folder)
         known = ["denoiser", "vae", "text_encoders", *(f"text_encoders.{name}" for name in self.encoders)]
         raise ValueError(f"{part!r} is no part of SD3; its parts are {', '.join(known)}")
 
