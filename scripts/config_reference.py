@@ -100,7 +100,8 @@ SAID_HERE = {
 
 def pages() -> Iterator[str]:
     """The page, part by part."""
-    from hcpdiff.data import buckets, dataset, prompts, scenes, sources
+    from hcpdiff import data
+    from hcpdiff.data import buckets, dataset, prompts, scenes
     from hcpdiff.diffusion import guidance, losses, noise, samplers, timesteps, weights
     from hcpdiff.infer.request import Adapter, InferSettings, Request
     from hcpdiff.models import SD3
@@ -116,7 +117,7 @@ def pages() -> Iterator[str]:
 
     yield "## data\n\n" + keys("data.<name>", dataset.Dataset)
     yield "### Sources\n\nFor `source`."
-    yield target("hcpdiff.data.FolderSource", sources.FolderSource)
+    yield target("hcpdiff.data.FolderSource", data.FolderSource)
     yield target("hcpdiff.data.Scenes", scenes.Scenes)
     yield "### Buckets\n\nFor `bucket`."
     for bucket in (buckets.RatioBucket, buckets.RatioGridBucket, buckets.FixedBucket):

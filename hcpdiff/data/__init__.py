@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from hcpdiff.data.prompts import TemplateFill as TemplateFill
     from hcpdiff.data.scan import BadFile as BadFile
     from hcpdiff.data.scenes import Scenes as Scenes
-    from hcpdiff.data.sources import FolderSource as FolderSource
-    from hcpdiff.data.sources import Record as Record
-    from hcpdiff.data.sources import Source as Source
+    from hcpdiff.data.sources.base import Record as Record
+    from hcpdiff.data.sources.base import Source as Source
+    from hcpdiff.data.sources.folder import FolderSource as FolderSource
     from hcpdiff.data.streams import Streams as Streams
 
 __getattr__, __dir__, __all__ = lazy.exports(
@@ -33,12 +33,12 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "CaptionDropout": "hcpdiff.data.prompts:CaptionDropout",
         "Dataset": "hcpdiff.data.dataset:Dataset",
         "FixedBucket": "hcpdiff.data.buckets:FixedBucket",
-        "FolderSource": "hcpdiff.data.sources:FolderSource",
+        "FolderSource": "hcpdiff.data.sources.folder:FolderSource",
         "RatioBucket": "hcpdiff.data.buckets:RatioBucket",
         "RatioGridBucket": "hcpdiff.data.buckets:RatioGridBucket",
-        "Record": "hcpdiff.data.sources:Record",
+        "Record": "hcpdiff.data.sources.base:Record",
         "Scenes": "hcpdiff.data.scenes:Scenes",
-        "Source": "hcpdiff.data.sources:Source",
+        "Source": "hcpdiff.data.sources.base:Source",
         "Streams": "hcpdiff.data.streams:Streams",
         "TagDropout": "hcpdiff.data.prompts:TagDropout",
         "TagShuffle": "hcpdiff.data.prompts:TagShuffle",

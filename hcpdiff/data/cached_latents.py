@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from hcpdiff.data.cache import Table, content_key
 from hcpdiff.data.samples import Samples
 from hcpdiff.data.scan import BadFile, attempt
-from hcpdiff.data.sources import Record
+from hcpdiff.data.sources.base import Record
 from hcpdiff.data.transforms import Cut, image_tensor
 from hcpdiff.data.views import View
 from hcpdiff.randomness import generator

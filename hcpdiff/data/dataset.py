@@ -20,7 +20,7 @@ from hcpdiff.data.order import Epoch, Underfilled, plan, uneven
 from hcpdiff.data.prompts import CaptionTransform
 from hcpdiff.data.samples import Samples
 from hcpdiff.data.scan import BadFile, check_bad, located, scan
-from hcpdiff.data.sources import Source
+from hcpdiff.data.sources.base import Source
 from hcpdiff.data.transforms import Augment
 from hcpdiff.data.views import Views
 from hcpdiff.randomness import derive

@@ -11,7 +11,7 @@ import torch
 from hcpdiff.data.buckets import Assignment
 from hcpdiff.data.captioning import Captioning
 from hcpdiff.data.scan import BadFile, Items, attempt
-from hcpdiff.data.sources import Record, Source
+from hcpdiff.data.sources.base import Record, Source
 from hcpdiff.data.transforms import Augment, Cut, augment, cut, image_tensor, scaled_size, unit_tensor
 from hcpdiff.data.views import View, Views
 from hcpdiff.randomness import derive, python_random

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hcpdiff.data.sources import Source
+from hcpdiff.data.sources.base import Source
 
 T = TypeVar("T")
 

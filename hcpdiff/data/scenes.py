@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from hcpdiff.config.ranges import Range
-from hcpdiff.data.sources import Record
+from hcpdiff.data.sources.base import Record
 from hcpdiff.randomness import python_random
 
 COLORS = {

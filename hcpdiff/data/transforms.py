@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hcpdiff.data.sources import Record
+from hcpdiff.data.sources.base import Record
 from hcpdiff.types import SizeInfo
 
 Augment = Callable[..., dict[str, Any]]  # called as f(image=..., loss_mask=..., control_image=...), arrays (h, w[, 3])

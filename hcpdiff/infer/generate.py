@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hcpdiff.data.images import read_rgb
-from hcpdiff.data.sources import Record
+from hcpdiff.data.sources.base import Record
 from hcpdiff.data.transforms import cut, place, unit_tensor
 from hcpdiff.diffusion import samplers
 from hcpdiff.diffusion.guidance import guided, needs_negative

@@ -47,7 +47,7 @@ THROUGH_OTHERS = """
     hcpdiff.config.loading.load hcpdiff.config.building.build hcpdiff.config.trust.importlib.import_module
     hcpdiff.cli.main hcpdiff.lazy.exports hcpdiff.lazy.importlib.import_module hcpdiff.randomness.hashlib.new
     hcpdiff.randomness.random.Random hcpdiff.types.dataclass hcpdiff.types.Sequence.register
-    hcpdiff.randomness.__builtins__.eval hcpdiff.data.sources.Path.unlink hcpdiff.data.sources.os.remove
+    hcpdiff.randomness.__builtins__.eval hcpdiff.data.sources.folder.Path.unlink hcpdiff.data.sources.folder.os.remove
 """
 NO_TARGETS = """
     torch torch.optim hcpdiff.types hcpdiff . os torch..optim torch.optim.AdamW() torch.nn.functional.__dict__

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hcpdiff.data.scenes import COLORS, PATTERNS, SHAPES, SIZES, Scene, Scenes, describe, render
-from hcpdiff.data.sources import Source
+from hcpdiff.data.sources.base import Source
 
 A_STAR = Scene("star", "red", "blue", center=(24, 24), radius=15)
 

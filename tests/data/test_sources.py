@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hcpdiff.data import FolderSource, Source
-from hcpdiff.data.sources import mask_weights
+from hcpdiff.data.sources.folder import mask_weights
 
 
 def test_a_folder_is_a_source_with_sorted_relative_paths_as_keys(images: Path) -> None:

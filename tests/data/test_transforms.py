@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hcpdiff.data.sources import Record
+from hcpdiff.data.sources.base import Record
 from hcpdiff.data.transforms import augment, cut, image_tensor, place, scaled_size, unit_tensor
 from hcpdiff.types import SizeInfo
 

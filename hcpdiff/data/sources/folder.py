@@ -1,14 +1,13 @@
-"""Where images and captions come from."""
+"""The images of a folder, with the captions, masks and condition images that lie beside them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,47 +15,9 @@ from PIL import Image
 from hcpdiff.config.ranges import ExistingPath, at_least_1
 from hcpdiff.data.captions import CaptionOption, CaptionReader, caption_reader, stem
 from hcpdiff.data.images import SUFFIXES, read_grey, read_rgb, read_size
+from hcpdiff.data.sources.base import Record
 
 FolderPath = Annotated[str | Path, ExistingPath("folder")]
-
-
-@dataclass
-class Record:
-    """One example as it was loaded: upright, uncut, 8-bit."""
-
-    image: Image.Image  # RGB
-    loss_mask: np.ndarray | None = None  # (h, w) float32, weight of the loss; any resolution of the same picture
-    inputs: dict[str, Image.Image] = field(default_factory=dict)  # RGB, for plugins; any resolution, the same picture
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Any class with these methods is a source; write your own and name it by `_target_`.
-
-    Two more members are optional: `repeat` (an int, or one int per image) says how often an epoch shows an image;
-    `fingerprint(index) -> str` identifies the content of an example for the caches without decoding it (without it,
-    the pixels are hashed).
-    """
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        ...
-
-    def key(self, index: int) -> str:
-        """A name that is unique within the source and stays the same from run to run, e.g. the relative path."""
-        ...
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of the upright image, without decoding it."""
-        ...
-
-    def captions(self, index: int) -> Sequence[str]:
-        """The captions of the image, of which one is drawn each time; may be empty."""
-        ...
-
-    def load(self, index: int, at_least: tuple[int, int] | None = None) -> Record:
-        """The decoded example. It may be scaled down, but not below `at_least` (height, width)."""
-        ...
 
 
 class FolderSource:
