@@ -59,7 +59,8 @@ class Metrics(Callback):
 
     def on_step(self, trainer: Trainer, losses: Mapping[str, Tensor], images: int, seconds: float) -> None:
         rates = {f"lr/{name}": rate for name, rate in trainer.rates.items()}
-        self._waiting.append((trainer.step, losses, rates | {"images_per_second": images / seconds}))
+        speed = {"images_per_second": images / seconds, "data_wait": trainer.waited / seconds}
+        self._waiting.append((trainer.step, losses, {"epoch": trainer.epoch} | rates | speed))
         if trainer.step % trainer.settings.log_every == 0:
             self._flush(trainer)
 
@@ -121,7 +122,9 @@ class Progress(Callback):
             self._loss = latest["loss"] if self._loss is None else 0.9 * self._loss + 0.1 * latest["loss"]
             rate = max(rate for name, rate in latest.items() if name.startswith("lr/"))
             self._bar.set_postfix_str(
-                f"loss {self._loss:.4f}, lr {rate:.1e}, {latest['images_per_second']:.1f} images/s", refresh=False
+                f"epoch {latest['epoch']:.1f}, loss {self._loss:.4f}, lr {rate:.1e}, "
+                f"{latest['images_per_second']:.1f} images/s",
+                refresh=False,
             )
         self._bar.update()
 

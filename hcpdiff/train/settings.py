@@ -49,8 +49,9 @@ class TrainSettings:
 
     steps: PositiveInt
     accumulate: PositiveInt = 1  # draws of batches per optimizer step
-    # A draw is a batch of every dataset, whose losses add up, or of one of them, by the `weight` of each.
-    datasets: Literal["parallel", "mix"] = "parallel"
+    # A draw is a batch of every dataset, whose losses add up; or of one of them, by the `weight` of each; or of one for
+    # a whole epoch of it, then of the next, and around again.
+    datasets: Literal["parallel", "mix", "sequential"] = "parallel"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the arithmetic; trained weights stay fp32
     max_grad_norm: Annotated[float, Range(gt=0)] | None = 1.0
     optimizer: Callable[[list[dict[str, Any]]], Optimizer]

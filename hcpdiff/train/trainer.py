@@ -80,6 +80,9 @@ class Trainer:
         self.callbacks: list[Callback] = [self.metrics, Progress(), Save(), Preview(), *settings.callbacks]
         self.step = 0  # optimizer steps done
         self.rates: dict[str, float] = {}  # learning rates of the last step, by parameter group
+        self.shown = dict.fromkeys(self.datasets, 0)  # batches of each dataset so far
+        self.epoch = 0.0  # how often every image was shown at least
+        self.waited = 0.0  # seconds that the last step waited for its batches
         self.stop = StopSignals()
 
     def fit(self) -> None:
@@ -92,12 +95,14 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoint.set_aside(self.folder / "checkpoints", after=self.step)
         streams, stopped = self.load_data(), False
+        self.shown = streams.shown(self.step * self.settings.accumulate)
         with self.stop, closing(streams.batches(self.step * self.settings.accumulate)) as batches:
             try:
                 self._call("on_start")
                 while self.step < self.settings.steps and not stopped:
                     started = time.perf_counter()
                     losses, images = self.train_step(batches)
+                    self.epoch = streams.epoch(self.shown)
                     self._call("on_step", losses, images, time.perf_counter() - started)
                     stopped = self.stop(self.accelerator, agree=self.step % self.settings.log_every == 0)
                 self._call("on_end")
@@ -116,6 +121,7 @@ class Trainer:
             mode=self.settings.datasets,
             seed=self.seed,
             workers=self.settings.workers,
+            accumulate=self.settings.accumulate,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
@@ -127,14 +133,18 @@ class Trainer:
             NonFiniteLossError: a loss is no number; nothing is changed.
         """
         settings, losses, checks, images = self.settings, dict[str, list[Tensor]](), list[FiniteCheck](), 0
+        self.waited = 0.0
         for micro in range(settings.accumulate):
+            started = time.perf_counter()
             batch_of = next(batches)
+            self.waited += time.perf_counter() - started
             for name, batch in batch_of.items():
                 last = micro == settings.accumulate - 1 and name == next(reversed(batch_of))
                 loss, check = self._backward(name, batch, micro, last=last)
                 losses.setdefault(name, []).append(loss)
                 checks.append(check)
                 images += len(batch) * self.accelerator.num_processes
+                self.shown[name] += 1
         for check in checks:
             check.require(self.step + 1)
         numbers = self._averages(losses)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
 import torch
 
 from hcpdiff.data import Dataset, FolderSource, RatioBucket, Streams, TagShuffle
+from hcpdiff.data.streams import Mode, ahead
 from hcpdiff.types import Batch
 
 Make = Callable[..., Dataset]
@@ -54,9 +56,87 @@ def test_mix_gives_one_dataset_each_step_by_weight_and_each_its_batches_in_order
         assert numbers == list(range(len(numbers)))
 
 
+def test_sequential_gives_each_dataset_a_whole_epoch_and_goes_around(make: Make) -> None:
+    datasets = {"main": make(), "regularisation": make(name="regularisation", batch_size=2)}
+    streams = Streams(datasets, mode="sequential")
+    lengths = {name: dataset.batches_per_epoch for name, dataset in datasets.items()}
+    lap = [name for name, length in lengths.items() for _ in range(length)]
+    draws = list(islice(streams.draws(), 2 * len(lap)))
+    assert [name for draw in draws for name in draw] == lap + lap
+    assert [draw["main"] for draw in draws if "main" in draw] == list(range(2 * lengths["main"]))
+    assert streams.epoch(streams.shown(len(lap))) == 1
+
+
+def windows(make: Make) -> dict[str, Dataset]:
+    return {
+        "first": make(to_step=4),
+        "second": make(name="second", from_step=2, to_step=6, batch_size=2),
+        "last": make(name="last", from_step=5),
+    }
+
+
+def test_datasets_take_part_from_and_to_an_optimizer_step(make: Make) -> None:
+    draws = list(islice(Streams(windows(make), accumulate=2).draws(), 14))
+    taking_part = [["first"]] * 4 + [["first", "second"]] * 4 + [["second"]] * 2 + [["second", "last"]] * 2
+    assert [list(draw) for draw in draws] == [*taking_part, ["last"], ["last"]]
+    assert [draw["second"] for draw in draws if "second" in draw] == list(range(8))
+
+
+@pytest.mark.parametrize("mode", ["mix", "sequential"])
+def test_windows_hold_in_every_mode(make: Make, mode: Mode) -> None:
+    draws = list(islice(Streams(windows(make), mode=mode).draws(), 40))
+    for step, draw in enumerate(draws):
+        (name,) = draw
+        assert {"first": step < 4, "second": 2 <= step < 6, "last": step >= 5}[name]
+
+
+def test_a_step_without_a_dataset_is_an_error(make: Make) -> None:
+    datasets = {"first": make(to_step=2), "last": make(name="last", from_step=5)}
+    with pytest.raises(ValueError, match=r"data: no dataset takes part in step 3; look at from_step and to_step"):
+        list(islice(Streams(datasets).draws(), 3))
+
+
+def test_an_epoch_of_the_run_has_shown_every_image(make: Make) -> None:
+    datasets = {"main": make(), "regularisation": make(name="regularisation", batch_size=2)}
+    streams = Streams(datasets)
+    longest = max(dataset.batches_per_epoch for dataset in datasets.values())
+    assert streams.epoch(streams.shown(3 * longest)) == 3
+    assert streams.epoch(streams.shown(longest - 1)) < 1
+
+
+def test_a_thread_makes_items_ahead_and_leaves_when_nobody_wants_them() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in count():
+            made.append(number)
+            yield number
+
+    stream = ahead(items(), 2)
+    assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
+    stream.close()
+    assert made == list(range(len(made)))
+    assert len(made) <= 9  # 5 given, 2 ready, 1 waiting, 1 being made
+    assert all(thread.name != "data" for thread in threading.enumerate())
+
+
+def test_what_fails_in_the_thread_is_raised_where_it_is_asked_for() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("data.main: no")
+
+    stream = ahead(items(), 2)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match=r"data\.main: no"):
+        next(stream)
+    assert list(ahead(iter(range(3)), 2)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mode", ["mix", "sequential"])
 @pytest.mark.parametrize("start", [0, 1, 1023, 1024, 2500])
-def test_draws_from_any_step_on_are_those_of_the_whole_run(make: Make, start: int) -> None:
-    streams = Streams(two(make), mode="mix", seed=3)
+def test_draws_from_any_step_on_are_those_of_the_whole_run(make: Make, start: int, mode: Mode) -> None:
+    weight = 3.0 if mode == "mix" else 1.0
+    streams = Streams({"main": make(weight=weight), "other": make(name="other")}, mode=mode, seed=3)
     assert list(islice(streams.draws(start), 100)) == list(islice(streams.draws(), start, start + 100))
 
 

@@ -63,7 +63,7 @@ def test_the_numbers_of_every_step_are_logged_whatever_log_every_is(tmp_path: Pa
     lines = runs.metrics(tmp_path / "often")
     assert lines == runs.metrics(tmp_path / "seldom")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
-    assert set(lines[0]) == {"step", "loss", "loss/main", "grad_norm", "lr/style"}
+    assert set(lines[0]) == {"step", "epoch", "loss", "loss/main", "grad_norm", "lr/style"}
 
 
 def test_tensorboard_gets_the_same_numbers_and_the_pictures(tmp_path: Path) -> None:
