@@ -40,6 +40,8 @@ class Dataset:
         batch_size: images of one step, over all processes together; a batch holds one size only.
         loss_weight: factor of the loss of this dataset.
         weight: how often it is drawn in mode "mix", relative to the other datasets.
+        from_step: it takes part after so many optimizer steps.
+        to_step: and until so many are done; None: to the end.
         template: a text file with a prompt template per line, or a list of templates; see `TemplateFill`.
         word_names: {name: word, or [positive, negative]} for the template.
         caption_transforms: change each caption, in order, before the template is filled; for another order put
@@ -65,6 +67,8 @@ class Dataset:
         batch_size: Annotated[int, at_least_1],
         loss_weight: Annotated[float, at_least_0] = 1.0,
         weight: Annotated[float, positive] = 1.0,
+        from_step: Annotated[int, at_least_0] = 0,
+        to_step: Annotated[int, at_least_1] | None = None,
         template: str | Path | Sequence[str] | None = None,
         word_names: Mapping[str, str | Sequence[str]] | None = None,
         caption_transforms: Sequence[CaptionTransform] = (),
@@ -86,6 +90,8 @@ class Dataset:
             raise ValueError(f"batch_size: {batch_size} is not a batch size; use 1 or more")
         if weight <= 0:
             raise ValueError(f"weight: {weight} would never draw this dataset; use a number above 0, or leave it out")
+        if from_step < 0 or (to_step is not None and to_step <= from_step):
+            raise ValueError(f"to_step: from step {from_step} to {to_step} are no steps; use a larger to_step")
         self.views = Views(crop, flip, transforms is not None, variants)
         if cache_latents and self.views.countable is None:
             raise ValueError(
@@ -100,6 +106,8 @@ class Dataset:
         self.batch_size = batch_size
         self.loss_weight = loss_weight
         self.weight = weight
+        self.from_step = from_step
+        self.to_step = to_step
         self.transforms = transforms
         self.underfilled: Underfilled = underfilled
         self.cache_latents: CacheMode = cache_latents
@@ -147,6 +155,14 @@ class Dataset:
     def batches_per_epoch(self) -> int:
         """The same for every epoch."""
         return len(self.epoch(0))
+
+    def epoch_length(self, number: int) -> int:
+        """Batches of an epoch."""
+        return self.batches_per_epoch
+
+    def epochs_in(self, batches: int) -> float:
+        """How many epochs the first `batches` batches of the run are."""
+        return batches / self.batches_per_epoch
 
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch."""
