@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hcpdiff.models.weights import present, read_json
+from hcpdiff.models.weights import on_meta, present, read_json
 
 
 def latent_distribution(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,3 +43,9 @@ def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Any:
             raise FileNotFoundError(f"{folder}: no safetensors here; is the model downloaded completely?")
         return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype)
     return AutoencoderKL.from_config(read_json(folder / "config.json"))
+
+
+def skeleton(folder: Path) -> Any:
+    """Its layers on the meta device."""
+    with on_meta():
+        return read(folder, torch.float32, weights=False)

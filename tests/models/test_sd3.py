@@ -105,7 +105,7 @@ def test_from_scratch_is_seeded_and_reads_the_rest(folder: Path, tmp_path: Path)
         assert not torch.equal(one[name], other[name])
         assert not torch.equal(one[name], trained[name])
     assert all(torch.equal(one[name], trained[name]) for name in one if name.startswith("vae."))
-    with pytest.raises(ValueError, match="'transformer' is no part of SD3; use any of denoiser"):
+    with pytest.raises(ValueError, match="'transformer' is no part of the model; use any of denoiser"):
         SD3.from_pretrained(folder, from_scratch=["transformer"])  # type: ignore[list-item]
 
 
@@ -131,7 +131,7 @@ def test_skeletons_have_the_layers_of_the_model_and_no_weights(folder: Path) -> 
             n: p.shape for n, p in wanted.named_parameters()
         }
         assert all(p.is_meta for p in skeleton.parameters())
-    with pytest.raises(ValueError, match=r"'text_encoders.t5' is no part of SD3; its parts are denoiser, vae"):
+    with pytest.raises(ValueError, match=r"'text_encoders.t5' is no part of this model; its parts are denoiser, vae"):
         SD3.skeleton("text_encoders.t5", path=folder, t5=False)
     with pytest.raises(TypeError, match="t6"):
         SD3.skeleton("denoiser", path=folder, t6=False)
@@ -170,7 +170,7 @@ def test_what_is_no_model_is_an_error_that_says_what_to_do(
     with pytest.raises(FileNotFoundError, match="is a file; give the folder"):
         SD3.from_pretrained(folder / "model_index.json")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="this is a FluxPipeline; SD3 reads a StableDiffusion3Pipeline"):
+    with pytest.raises(ValueError, match="this is a FluxPipeline; here a StableDiffusion3Pipeline is needed"):
         SD3.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="t5_tokens: 0 is no number of tokens"):
         SD3.from_pretrained(folder, t5_tokens=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,30 @@ from torch import Tensor, nn
 from hcpdiff.diffusion import timesteps
 from hcpdiff.diffusion.process import FlowMatching
 from hcpdiff.models import vae as autoencoder
-from hcpdiff.models.family import LatentSpec, ModelFamily
-from hcpdiff.models.sd3 import folder as disk
+from hcpdiff.models.family import LatentSpec
+from hcpdiff.models.folder import ModelFolder, Part, write
+from hcpdiff.models.pretrained import PretrainedFamily
 from hcpdiff.models.sd3.transformer import MMDiT
-from hcpdiff.models.text import clip, t5
+from hcpdiff.models.text import clip
+from hcpdiff.models.text import t5 as t5_encoder
 from hcpdiff.models.text.tokenize import token_ids
 from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning
 
-PARTS = ("denoiser", "text_encoders", "vae")
+PIPELINE = "StableDiffusion3Pipeline"
+T5 = "text_encoders.t5"
+PARTS = {
+    "denoiser": Part("transformer", MMDiT),
+    "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
+    "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
+    T5: Part("text_encoder_3", t5_encoder, tokenizer="tokenizer_3"),
+    "vae": Part("vae", autoencoder),
+}
+CLIPS = ("clip_l", "clip_g")
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 
-class SD3(ModelFamily):
+class SD3(PretrainedFamily):
     """SD3 medium, SD3.5 medium and SD3.5 large (arXiv:2403.03206).
 
     Text encoders and VAE stay in eval mode, so that a caption has one conditioning; whether they learn is the caller's.
@@ -49,7 +60,7 @@ class SD3(ModelFamily):
         *,
         t5_tokens: int = 256,
         compact_t5: bool = True,
-        scheduler: Mapping[str, Any] = disk.SCHEDULER,
+        scheduler: Mapping[str, Any] = SCHEDULER,
     ) -> None:
         super().__init__()
         if t5_tokens < 1:
@@ -60,7 +71,7 @@ class SD3(ModelFamily):
         self.tokenizers = dict(tokenizers)
         self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)
         self.process = FlowMatching()
-        self.latent = _latent_spec(denoiser, vae)
+        self.latent = self._latent_spec(denoiser, vae)
         self.eval()
 
     @classmethod
@@ -92,47 +103,40 @@ class SD3(ModelFamily):
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             ValueError: a setting is wrong, or weights do not fit their config.
         """
-        if unknown := set(from_scratch) - set(PARTS):
-            raise ValueError(f"from_scratch: {sorted(unknown)[0]!r} is no part of SD3; use any of {', '.join(PARTS)}")
+        files = cls._files(path, revision=revision, t5=t5)
+        read = files.reader(from_scratch, seed=seed)
         main, text = as_dtype(dtype), as_dtype(text_dtype or dtype)
-        files = disk.SD3Folder(path, revision=revision, use_t5=t5)
-        seeds = {part: seed if part in from_scratch else None for part in PARTS}
         return cls(
-            files.denoiser(main, seed=seeds["denoiser"]),
-            {name: files.text_encoder(name, text, seed=seeds["text_encoders"]) for name in files.encoders},
-            {name: files.tokenizer(name) for name in files.encoders},
-            files.autoencoder(as_dtype(vae_dtype), seed=seeds["vae"]),
+            read("denoiser", main),
+            {name: read(f"text_encoders.{name}", text) for name in files.text_encoders},
+            {name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders},
+            read("vae", as_dtype(vae_dtype)),
             t5_tokens=t5_tokens,
             compact_t5=compact_t5,
-            scheduler=files.scheduler(),
+            scheduler=files.scheduler(SCHEDULER),
         )
 
     @classmethod
-    def skeleton(cls, part: str, /, *args: Any, **kwargs: Any) -> nn.Module:
-        """`part` of what `from_pretrained` would give for the same arguments, on the meta device, without its weights.
-
-        Args:
-            part: "denoiser", "vae", "text_encoders" or e.g. "text_encoders.clip_l".
-        """
-        return cls._configs(*args, **kwargs).skeleton(part)
-
-    @classmethod
-    def latent_spec(cls, *args: Any, **kwargs: Any) -> LatentSpec:
-        files = cls._configs(*args, **kwargs)
-        return _latent_spec(files.skeleton("denoiser"), files.skeleton("vae"))
-
-    @classmethod
-    def _configs(cls, *args: Any, **kwargs: Any) -> disk.SD3Folder:
-        """The folder that `from_pretrained` would read for these arguments, for its configs."""
-        given = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
-        given.apply_defaults()
-        path, revision, use_t5 = (given.arguments[name] for name in ("path", "revision", "t5"))
-        return disk.SD3Folder(path, revision=revision, use_t5=use_t5, only_configs=True)
+    def _files(cls, path: str | Path, *, revision: str | None, t5: bool, only_configs: bool = False) -> ModelFolder:
+        skip = () if t5 else (T5,)
+        files = ModelFolder(path, PARTS, pipelines=[PIPELINE], revision=revision, skip=skip, only_configs=only_configs)
+        if t5 and (not files.folder(T5).is_dir() or t5_encoder.is_silent(files.folder(T5))):
+            del files.parts[T5]
+        return files
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read."""
-        encoders = dict(self.text_encoders.items())
-        disk.write(Path(folder), self.denoiser, encoders, self.tokenizers, self.vae, self.scheduler)
+        """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read.
+
+        The stock pipeline insists on a T5, so a silent one stands in for a missing one.
+        """
+        models = {name: (self.text_encoders[name], self.tokenizers[name]) for name in self.text_encoders}
+        if "t5" not in models:
+            models["t5"] = t5_encoder.silent(self.denoiser.config.joint_attention_dim)
+        parts: dict[str, Any] = {"transformer": self.denoiser, "vae": self.vae, "scheduler": self.scheduler}
+        for name, (encoder, tokenizer) in models.items():
+            part = PARTS[f"text_encoders.{name}"]
+            parts |= {part.folder: encoder, str(part.tokenizer): tokenizer}
+        write(Path(folder), PIPELINE, parts, empty=("image_encoder", "feature_extractor"))
 
     @property
     def spacing(self) -> Callable[..., Tensor]:
@@ -146,12 +150,12 @@ class SD3(ModelFamily):
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """CLIP tokens beside each other, padded to the T5's width, then the T5's tokens; pooled CLIP features."""
         length = self.tokenizers["clip_l"].model_max_length
-        features = [clip.encode(self.text_encoders[n], self._ids(n, prompts, length)) for n in disk.CLIPS]
+        features = [clip.encode(self.text_encoders[n], self._ids(n, prompts, length)) for n in CLIPS]
         tokens = torch.cat([tokens for tokens, _ in features], dim=-1)
         pooled = torch.cat([pooled for _, pooled in features], dim=-1)
         tokens = F.pad(tokens, (0, self.denoiser.config.joint_attention_dim - tokens.shape[-1]))
         if "t5" in self.text_encoders:
-            long = t5.encode(self.text_encoders["t5"], self._ids("t5", prompts, self.t5_tokens))
+            long = t5_encoder.encode(self.text_encoders["t5"], self._ids("t5", prompts, self.t5_tokens))
             return Conditioning(torch.cat([tokens, long.to(tokens.dtype)], dim=1), pooled=pooled)
         if not self.compact_t5:
             return Conditioning(F.pad(tokens, (0, 0, 0, self.t5_tokens)), pooled=pooled)
@@ -187,7 +191,7 @@ class SD3(ModelFamily):
         encoder: Any = self.text_encoders[name]
         return token_ids(self.tokenizers[name], prompts, length).to(encoder.get_input_embeddings().weight.device)
 
-
-def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:
-    cell = autoencoder.downscale(vae)
-    return LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)
+    @staticmethod
+    def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:
+        cell = autoencoder.downscale(vae)
+        return LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)

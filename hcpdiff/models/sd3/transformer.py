@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hcpdiff.models import weights
+from hcpdiff.models import weights as files
 from hcpdiff.models.attention import grid_embedding, key_bias, timestep_embedding
 from hcpdiff.models.sd3.block import FinalModulation, JointBlock, Modulation
 
@@ -65,6 +65,8 @@ class MMDiT(nn.Module):
     A fresh model returns 0: modulations and the output layer start at zero, the rest from xavier's distribution.
     """
 
+    diffusers_class = "SD3Transformer2DModel"
+
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -96,21 +98,31 @@ class MMDiT(nn.Module):
             ValueError: the weights do not fit the config.
         """
         model = cls.skeleton(folder)
-        weights.load(model, Path(folder), dtype=dtype)
+        files.load(model, Path(folder), dtype=dtype)
         return model
+
+    @classmethod
+    def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> MMDiT:
+        """`from_pretrained`; or with random weights, but the folder's positions, which are not learned."""
+        if weights:
+            return cls.from_pretrained(folder, dtype=dtype)
+        model = cls(cls.skeleton(folder).config)
+        if files.present(Path(folder)):
+            model.pos_embed.pos_embed.copy_(files.read(Path(folder))["pos_embed.pos_embed"])
+        return model.to(dtype)
 
     @classmethod
     def skeleton(cls, folder: str | Path) -> MMDiT:
         """The same model on the meta device, without reading weights."""
-        config = MMDiTConfig.from_dict(weights.read_json(Path(folder) / "config.json"), f"{folder}/config.json")
-        with weights.on_meta():
+        config = MMDiTConfig.from_dict(files.read_json(Path(folder) / "config.json"), f"{folder}/config.json")
+        with files.on_meta():
             return cls(config)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that this class and diffusers' SD3Transformer2DModel read."""
         folder = Path(folder)
-        weights.save(self.state_dict(), folder)
-        weights.write_json(folder / "config.json", {"_class_name": "SD3Transformer2DModel", **asdict(self.config)})
+        files.save(self.state_dict(), folder)
+        files.write_json(folder / "config.json", {"_class_name": self.diffusers_class, **asdict(self.config)})
 
     @property
     def blocks(self) -> list[JointBlock]:

@@ -45,7 +45,8 @@ def skeleton(folder: Path) -> nn.Module:
     width, inner, positions = (config[k] for k in ("hidden_size", "intermediate_size", "max_position_embeddings"))
 
     def mlp() -> nn.Module:
-        activation = _container(ACTIVATIONS.get(config["hidden_act"], config["hidden_act"]), {})
+        name = str(config["hidden_act"])
+        activation = _container(ACTIVATIONS.get(name, name), {})
         layers = {"activation_fn": activation, "fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)}
         return _container("CLIPMLP", layers)
 

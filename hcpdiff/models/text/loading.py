@@ -12,7 +12,7 @@ from torch import nn
 
 
 def read(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-    """The encoder of a folder, by its class `kind`; without `weights`, as default device and random state make it.
+    """The encoder of a folder, by its class `kind`; without `weights`, by `_spread` and torch's random state.
 
     Raises:
         FileNotFoundError: the folder, its config or its weights are missing.
@@ -20,7 +20,7 @@ def read(kind: Any, folder: Path, dtype: torch.dtype, *, weights: bool = True) -
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder}: no config.json here; is the model downloaded completely?")
     if not weights:
-        return kind(kind.config_class.from_pretrained(folder))
+        return _spread(kind(kind.config_class.from_pretrained(folder)))
     if not list(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder}: no safetensors here; is the model downloaded completely?")
     with quiet():
@@ -39,3 +39,16 @@ def quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _spread(encoder: Any) -> nn.Module:
+    """First weights at which a small text encoder learns fast: xavier, and tokens as far apart as their width allows.
+
+    transformers' own are for large models: with them a small one starts nearly blind to its prompt.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+    embeddings = encoder.get_input_embeddings().weight
+    nn.init.normal_(embeddings, std=embeddings.shape[1] ** -0.5)
+    return encoder

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from hcpdiff.models.text import loading
+from hcpdiff.models.weights import on_meta
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5EncoderModel
@@ -26,6 +27,12 @@ def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module
     from transformers import T5EncoderModel
 
     return loading.read(T5EncoderModel, folder, dtype, weights=weights)
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """Its layers on the meta device."""
+    with on_meta():
+        return read(folder, torch.float32, weights=False)
 
 
 def is_silent(folder: Path) -> bool:

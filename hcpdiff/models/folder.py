@@ -1,0 +1,158 @@
+"""A model on disk: the folder of one of diffusers' pipelines, read part by part and written whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hcpdiff.models import weights
+from hcpdiff.models.hub import local_folder
+from hcpdiff.models.text.loading import quiet
+from hcpdiff.randomness import derive
+
+CONFIGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
+
+
+class Kind(Protocol):
+    """How a part is read: a class or a module with these functions."""
+
+    def read(self, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
+        """With its weights; or without them, as torch's random state makes it."""
+        ...
+
+    def skeleton(self, folder: Path) -> nn.Module:
+        """On the meta device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model of a pipeline, e.g. its denoiser."""
+
+    folder: str  # within the pipeline's
+    kind: Kind
+    tokenizer: str | None = None  # the folder of the tokenizer that belongs to it
+
+
+class ModelFolder:
+    """The parts of one model.
+
+    Args:
+        path: folder, or owner/name on the hub.
+        parts: by their path in the family, e.g. "denoiser" and "text_encoders.clip_l".
+        pipelines: what diffusers may call it in model_index.json.
+        revision: of the repository.
+        skip: parts that are not wanted.
+        only_configs: download no weights, for skeletons.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository.
+        ValueError: it holds another kind of model.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        parts: Mapping[str, Part],
+        *,
+        pipelines: Collection[str],
+        revision: str | None = None,
+        skip: Collection[str] = (),
+        only_configs: bool = False,
+    ) -> None:
+        allow = CONFIGS if only_configs else [*CONFIGS, "*/*.safetensors"]
+        unread = [f"{name}/*" for part in skip for name in (parts[part].folder, parts[part].tokenizer) if name]
+        self.root = local_folder(path, revision=revision, allow=allow, ignore=["*.fp16*", *unread])
+        self.index = weights.read_json(self.root / "model_index.json")
+        if (found := self.index.get("_class_name")) not in pipelines:
+            raise ValueError(f"{path}: this is a {found}; here a {' or '.join(pipelines)} is needed")
+        self.parts = {name: part for name, part in parts.items() if name not in skip}
+
+    def folder(self, part: str) -> Path:
+        """Where a part lies."""
+        return self.root / self.parts[part].folder
+
+    def read(self, part: str, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
+        """A part with its weights, or with random ones of `seed`."""
+        kind = self.parts[part].kind
+        if seed is None:
+            return kind.read(self.folder(part), dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init", part.rpartition(".")[2]))
+            return kind.read(self.folder(part), dtype, weights=False).to(dtype)
+
+    def reader(self, from_scratch: Collection[str], *, seed: int) -> Callable[[str, torch.dtype], Any]:
+        """`read`, where the parts that start from scratch get random weights."""
+        known = ("denoiser", "text_encoders", "vae")
+        if unknown := sorted(set(from_scratch) - set(known)):
+            raise ValueError(f"from_scratch: {unknown[0]!r} is no part of the model; use any of {', '.join(known)}")
+        return lambda part, dtype: self.read(part, dtype, seed=seed if part.partition(".")[0] in from_scratch else None)
+
+    def tokenizer(self, part: str) -> Any:
+        """The tokenizer of a text encoder."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.root / str(self.parts[part].tokenizer))
+
+    def scheduler(self, default: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of the stock scheduler."""
+        file = self.root / "scheduler" / "scheduler_config.json"
+        return weights.read_json(file) if file.exists() else dict(default)
+
+    def skeleton(self, part: str) -> nn.Module:
+        """A part by its path in the family, or "text_encoders" for all of them, on the meta device."""
+        if part == "text_encoders":
+            return nn.ModuleDict({name: self.skeleton(f"{part}.{name}") for name in self.text_encoders})
+        if part not in self.parts:
+            known = ["denoiser", "vae", "text_encoders", *(f"text_encoders.{name}" for name in self.text_encoders)]
+            raise ValueError(f"{part!r} is no part of this model; its parts are {', '.join(known)}")
+        return self.parts[part].kind.skeleton(self.folder(part))
+
+    @property
+    def text_encoders(self) -> list[str]:
+        """Their names."""
+        return [path.removeprefix("text_encoders.") for path in self.parts if path.startswith("text_encoders.")]
+
+
+def write(folder: Path, pipeline: str, parts: Mapping[str, Any], *, empty: Collection[str] = ()) -> None:
+    """Write a folder that diffusers reads.
+
+    Args:
+        pipeline: the name of its class.
+        parts: {subfolder: anything with `save_pretrained`, or a dict: the settings of a scheduler}.
+        empty: parts that the class has and this model does not.
+    """
+    index: dict[str, Any] = {"_class_name": pipeline, **{name: [None, None] for name in empty}}
+    with _replacing(folder) as new, quiet():
+        for name, part in parts.items():
+            if isinstance(part, Mapping):
+                weights.write_json(new / name / "scheduler_config.json", part)
+                index[name] = ["diffusers", part["_class_name"]]
+                continue
+            part.save_pretrained(new / name)
+            library = "transformers" if name.startswith(("text_encoder", "tokenizer")) else "diffusers"
+            index[name] = [library, getattr(part, "diffusers_class", type(part).__name__)]
+        weights.write_json(new / "model_index.json", index)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder whose content then replaces that of `folder`, which the weights in use may be mapped from."""
+    new = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    folder.mkdir(exist_ok=True)
+    for item in new.iterdir():
+        old = folder / item.name
+        if old.is_dir():
+            shutil.rmtree(old)
+        item.replace(old)
+    new.rmdir()
