@@ -77,7 +77,7 @@ SAID_HERE = {
     "LayerGroup.layers": "Selectors inside that part; `''` is all of it.",
     "TrainSettings.steps": "When the run ends.",
     "TrainSettings.max_grad_norm": "Longer gradients are scaled down to this norm; null: never.",
-    "TrainSettings.optimizer": "Any class of `torch.optim`, or one of [these](#optimizers).",
+    "TrainSettings.optimizer": "Any class of `torch.optim` but LBFGS, or one of [these](#optimizers).",
     "TrainSettings.ema": "Keep a moving average of the trained weights.",
     "TrainSettings.log_every": "How often numbers are fetched from the device and written; every step is in them.",
     "TrainSettings.preview": "Make pictures as the run goes.",
@@ -140,9 +140,9 @@ def pages() -> Iterator[str]:
     yield keys("train.ema", settings.EmaSettings, "###")
     yield keys("train.preview", settings.PreviewSettings, "###")
     yield "The keys of a request are under [infer](#infer)."
-    yield "### Optimizers\n\nFor `train.optimizer`: any class of `torch.optim`, or"
+    yield "### Optimizers\n\nFor `train.optimizer`: any class of `torch.optim` but LBFGS, or"
     yield target("hcpdiff.train.optimizers.Muon", optimizers.Muon, given=1)
-    yield listed("Schedules", "train.schedule", schedules, "optimizer", "any class of `torch.optim.lr_scheduler`, or")
+    yield listed("Schedules", "train.schedule", schedules, "optimizer", "any class of `torch.optim.lr_scheduler` but ReduceLROnPlateau, or")
     yield listed("Timesteps", "train.timesteps", timesteps, "count")
     yield listed("Noise", "train.noise", noise, "latents")
     yield listed("Losses", "train.loss", losses, "model_pred")

@@ -89,6 +89,7 @@ def _generate_batch(
     branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
     tensors = {}
     if request.control_image is not None:
+        (plugins or PluginGroup(family, {}, [])).check_reads(["control_image"])
         tensors["control_image"] = _control(request.control_image, request.size).to(device)
     sizes = [SizeInfo(request.size, (0, 0), request.size)] * n
 
@@ -134,6 +135,9 @@ def to_pil(image: Tensor) -> Image.Image:
 def check_size(family: ModelFamily, size: tuple[int, int], *, where: str = "size") -> None:
     """Raise unless the model can make pictures of `size` (height, width), the config's key `where`."""
     multiple = family.latent.multiple_of
+    limit = family.latent.max_side
+    if limit is not None and max(size) > limit:
+        raise ValueError(f"{where}: {list(size)} is too large, as this model has positions for {limit} pixels a side")
     if any(side % multiple for side in size):
         near = tuple(max(multiple, round(side / multiple) * multiple) for side in size)
         raise ValueError(f"{where}: {list(size)} does not divide by {multiple}, as this model needs; use {list(near)}")

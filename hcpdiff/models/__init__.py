@@ -9,9 +9,11 @@ from hcpdiff import lazy
 if TYPE_CHECKING:
     from hcpdiff.models.family import LatentSpec as LatentSpec
     from hcpdiff.models.family import ModelFamily as ModelFamily
+    from hcpdiff.models.sd import StableDiffusion as StableDiffusion
     from hcpdiff.models.sd3.family import SD3 as SD3
     from hcpdiff.models.sd3.transformer import MMDiT as MMDiT
     from hcpdiff.models.sd3.transformer import MMDiTConfig as MMDiTConfig
+    from hcpdiff.models.sdxl import SDXL as SDXL
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
@@ -21,5 +23,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "MMDiTConfig": "hcpdiff.models.sd3.transformer:MMDiTConfig",
         "ModelFamily": "hcpdiff.models.family:ModelFamily",
         "SD3": "hcpdiff.models.sd3.family:SD3",
+        "SDXL": "hcpdiff.models.sdxl:SDXL",
+        "StableDiffusion": "hcpdiff.models.sd:StableDiffusion",
     },
 )

@@ -22,6 +22,7 @@ class LatentSpec:
     channels: int
     downscale: int  # pixels per latent cell, per side
     multiple_of: int  # image sides must divide by this, in pixels
+    max_side: int | None = None  # the longest side that the denoiser can place, in pixels
 
 
 class ModelFamily(nn.Module, ABC):

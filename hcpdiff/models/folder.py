@@ -121,15 +121,23 @@ class ModelFolder:
         return [path.removeprefix("text_encoders.") for path in self.parts if path.startswith("text_encoders.")]
 
 
-def write(folder: Path, pipeline: str, parts: Mapping[str, Any], *, empty: Collection[str] = ()) -> None:
+def write(
+    folder: Path,
+    pipeline: str,
+    parts: Mapping[str, Any],
+    *,
+    empty: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Write a folder that diffusers reads.
 
     Args:
         pipeline: the name of its class.
         parts: {subfolder: anything with `save_pretrained`, or a dict: the settings of a scheduler}.
         empty: parts that the class has and this model does not.
+        settings: of the pipeline itself.
     """
-    index: dict[str, Any] = {"_class_name": pipeline, **{name: [None, None] for name in empty}}
+    index: dict[str, Any] = {"_class_name": pipeline, **(settings or {}), **{name: [None, None] for name in empty}}
     with _replacing(folder) as new, quiet():
         for name, part in parts.items():
             if isinstance(part, Mapping):

@@ -177,10 +177,10 @@ class _RMSNorm(Function):
         product = grad * normed
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            mean = (product @ weight / x.shape[-1]).unsqueeze(-1)
+            mean = (product @ weight.to(product.dtype) / x.shape[-1]).unsqueeze(-1)
             to_x = ((grad * weight - normed * mean) * rstd).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            to_weight = product.flatten(0, -2).sum(0)
+            to_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
         return to_x, to_weight, None
 
 

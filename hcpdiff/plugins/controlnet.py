@@ -40,6 +40,7 @@ class ControlNet(MultiPluginBlock):
     from_layers = ("pre_hook:", "pre_hook:transformer_blocks.0")
     to_layers = (r"re:transformer_blocks\.\d+",)
     adjustable = True
+    reads = ("control_image",)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,12 @@ class PluginGroup(nn.Module):
         for a in self.attachments:
             a.plugin.forget()
             a.plugin.inputs = a.plugin.prepare(inputs, self.family)
+
+    def check_reads(self, names: Iterable[str]) -> None:
+        """Raise for inputs that no plugin reads, such as a control image without a ControlNet."""
+        for name in names:
+            if not any(a.plugin.reads is None or name in a.plugin.reads for a in self.attachments):
+                raise ValueError(f"{name}: no plugin of this run reads it; add one that does, or leave it out")
 
     def set_strength(self, name: str, value: float) -> None:
         """How strongly a plugin works: 0 not at all, 1 as trained."""

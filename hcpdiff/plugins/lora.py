@@ -32,6 +32,7 @@ class LoRA(SinglePluginBlock):
 
     accepts = (nn.Linear, nn.Conv2d)
     adjustable = True
+    reads = ()
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class Plugin(nn.Module, ABC):
     adjustable: ClassVar[bool] = False  # whether `forward` heeds `strength`
     branches: ClassVar[bool] = True  # whether it can work on some rows of a batch
     wraps: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...] | None] = None  # which of the step's tensors it uses; None: nobody knows
 
     def __init__(self) -> None:
         super().__init__()

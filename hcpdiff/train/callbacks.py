@@ -184,7 +184,7 @@ class Preview(Callback):
     @staticmethod
     def _due(trainer: Trainer) -> bool:
         preview, step = trainer.settings.preview, trainer.step
-        if preview is None or not trainer.accelerator.is_main_process:
+        if preview is None or not preview.requests or not trainer.accelerator.is_main_process:
             return False
         return preview.at_start if step == 0 else step % preview.every == 0 or step == trainer.settings.steps
 

@@ -100,12 +100,14 @@ class Objective(nn.Module):
             return self.family.encode_image(images, generator=generator)
 
     def _single(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
+        self.plugins.check_reads(batch.inputs)
         self.plugins.feed(PluginInputs(batch.inputs, {}, t))
         positive = batch.positive if batch.positive is not None else self._encode([p.positive for p in batch.prompts])
         return self.family.denoise(noisy, t, self.family.with_size(positive, batch.sizes))
 
     def _guided(self, batch: Batch, noisy: Tensor, t: Tensor) -> Tensor:
         n, family = len(batch), self.family
+        self.plugins.check_reads(batch.inputs)
         twice = {name: torch.cat([value, value]) for name, value in batch.inputs.items()}
         branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)}
         self.plugins.feed(PluginInputs(twice, branches, torch.cat([t, t])))

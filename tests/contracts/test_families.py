@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from hcpdiff.models.family import ModelFamily
+from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
+from hcpdiff.models.sdxl import SDXL
 from hcpdiff.types import Conditioning, SizeInfo
 from tests.models.tiny import tiny_pipeline
+from tests.models.tiny_unet import tiny_sd, tiny_sdxl
 
 pytest.importorskip("diffusers")
 
@@ -25,6 +28,12 @@ class Row:
 
 
 FAMILIES = {
+    "SD": Row(lambda folder: tiny_sd().save_pretrained(folder), StableDiffusion.from_pretrained),
+    "SD with v-prediction": Row(
+        lambda folder: tiny_sd("v_prediction", zero_terminal_snr=True).save_pretrained(folder),
+        lambda folder: StableDiffusion.from_pretrained(folder, clip_skip=1),
+    ),
+    "SDXL": Row(lambda folder: tiny_sdxl().save_pretrained(folder), SDXL.from_pretrained),
     "SD3": Row(
         lambda folder: tiny_pipeline(t5=False).save_pretrained(folder),
         lambda folder: SD3.from_pretrained(folder, t5_tokens=7),
@@ -139,6 +148,12 @@ def test_gradients_reach_a_low_rank_change_of_every_linear_layer(family: ModelFa
 
 def idle_layers(family: ModelFamily) -> set[str]:
     """Layers that by design do not change the prediction."""
+    if isinstance(family, (StableDiffusion, SDXL)):  # layers of CLIP that are skipped
+        return {
+            name
+            for name, _ in family.named_modules()
+            if any(f".layers.{2 - i}." in name for i in range(family.clip_skip)) and "clip_g" not in name
+        }
     if isinstance(family, SD3):  # the last block's text is attended to but asks nothing itself
         return {f"denoiser.transformer_blocks.{len(family.denoiser.transformer_blocks) - 1}.attn.add_q_proj"}
     return set()

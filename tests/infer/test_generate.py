@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,24 @@ def test_guidance_1_runs_one_branch_and_needs_no_negative(family: SD3, monkeypat
 def test_a_size_that_the_model_cannot_make_is_an_error_that_names_one_that_it_can(family: SD3) -> None:
     with pytest.raises(ValueError, match=r"size: \[24, 30\] does not divide by 4, as this model needs; use \[24, 32\]"):
         generate(family, request(size=(24, 30)))
+
+
+def test_a_size_beyond_the_models_positions_is_an_error(family: SD3) -> None:
+    assert family.latent.max_side == 48
+    with pytest.raises(
+        ValueError, match=r"size: \[24, 52\] is too large, as this model has positions for 48 pixels a side"
+    ):
+        generate(family, request(size=(24, 52)))
+
+
+def test_a_control_image_that_nothing_reads_is_an_error(family: SD3, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "outline.png")
+    with pytest.raises(ValueError, match="control_image: no plugin of this run reads it; add one that does"):
+        generate(family, request(control_image=str(tmp_path / "outline.png")))
+    group = attach(family, {"style": lora()})
+    with pytest.raises(ValueError, match="control_image: no plugin of this run reads it"):
+        generate(family, request(control_image=str(tmp_path / "outline.png")), plugins=group)
+    group.detach()
 
 
 def test_pictures_have_their_size_as_height_and_width(family: SD3) -> None:

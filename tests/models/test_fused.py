@@ -50,6 +50,22 @@ def test_value_and_gradients_equal_autograd_whatever_is_frozen(name: str, frozen
             torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_gradients_come_in_the_type_of_each_input(name: str) -> None:
+    step, plain, values = STEPS[name]
+    inputs = [v.to(torch.bfloat16).requires_grad_() for v in values]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    for f, xs in ((step, inputs), (plain, exact)):
+        output = f(*xs)
+        (output * normal(*output.shape, seed=9).to(output.dtype)).sum().backward()
+    for ours, wanted in zip(inputs, exact, strict=True):
+        assert ours.grad.dtype == torch.bfloat16
+        # 8 bits: each of up to ten terms is rounded to 0.4 % of the largest
+        torch.testing.assert_close(
+            ours.grad.double(), wanted.grad, rtol=0.03, atol=0.03 * wanted.grad.abs().max().item()
+        )
+
+
 def layers(bias: bool = True) -> list[nn.Linear]:
     made = [nn.Linear(6, 8, bias=bias, dtype=torch.float64) for _ in range(3)]
     for i, layer in enumerate(made):

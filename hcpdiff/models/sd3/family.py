@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from hcpdiff.models.pretrained import PretrainedFamily
 from hcpdiff.models.sd3.transformer import MMDiT
 from hcpdiff.models.text import clip
 from hcpdiff.models.text import t5 as t5_encoder
-from hcpdiff.models.text.tokenize import token_ids
+from hcpdiff.models.text.tokenize import token_ids, token_lengths
 from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning
 
@@ -124,6 +125,25 @@ class SD3(PretrainedFamily):
             del files.parts[T5]
         return files
 
+    @classmethod
+    def token_counts(cls, texts: Sequence[str], /, *args: Any, **kwargs: Any) -> dict[str, tuple[list[int], int]]:
+        """How long texts are for each text encoder, read from the tokenizers alone.
+
+        Args:
+            texts: any number of them; the other arguments are those of `from_pretrained`.
+
+        Returns:
+            {encoder: (tokens of each text, those that mark its ends included; how many of them the encoder reads)}
+        """
+        given = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
+        given.apply_defaults()
+        files, found = cls._configs(*args, **kwargs), {}
+        for name in files.text_encoders:
+            tokenizer = files.tokenizer(f"text_encoders.{name}")
+            limit = given.arguments["t5_tokens"] if name == "t5" else tokenizer.model_max_length
+            found[name] = token_lengths(tokenizer, texts), limit
+        return found
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read.
 
@@ -194,4 +214,5 @@ class SD3(PretrainedFamily):
     @staticmethod
     def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:
         cell = autoencoder.downscale(vae)
-        return LatentSpec(denoiser.config.in_channels, cell, cell * denoiser.config.patch_size)
+        patch = cell * denoiser.config.patch_size
+        return LatentSpec(denoiser.config.in_channels, cell, patch, denoiser.config.pos_embed_max_size * patch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +24,32 @@ DEFAULTS = {  # of transformers' CLIPTextConfig, whose config.json may leave the
 ACTIVATIONS = {"quick_gelu": "QuickGELUActivation", "gelu": "GELUActivation"}
 
 
-def encode(encoder: nn.Module, ids: Tensor, *, skip: int = 1) -> tuple[Tensor, Tensor]:
-    """Token features (B, L, D) `skip` layers before the last, and the projected, pooled feature (B, P)."""
+def encode(encoder: Any, ids: Tensor, *, skip: int = 1, normalised: bool = False) -> tuple[Tensor, Tensor]:
+    """Token features (B, L, D) `skip` layers before the last, and the pooled feature (B, P).
+
+    Args:
+        normalised: whether the features go through the norm that follows the last layer.
+    """
     output = encoder(ids, output_hidden_states=True)
-    return output.hidden_states[-1 - skip], output.text_embeds
+    features = output.hidden_states[-1 - skip]
+    if normalised:
+        features = getattr(encoder, "text_model", encoder).final_layer_norm(features)
+    return features, output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
+
+
+def check_skip(encoder: Any, skip: int) -> None:
+    """Raise unless so many layers can be left out."""
+    layers = len(getattr(encoder, "text_model", encoder).encoder.layers)
+    if not 0 <= skip < layers:
+        raise ValueError(f"clip_skip: {skip} of {layers} layers cannot be left out; use 0 to {layers - 1}")
 
 
 def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-    """CLIP's text encoder of a folder; see `loading.read`."""
-    from transformers import CLIPTextModelWithProjection
+    """CLIP's text encoder of a folder, with its projection if the folder's has one; see `loading.read`."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    return loading.read(CLIPTextModelWithProjection, folder, dtype, weights=weights)
+    kind = CLIPTextModelWithProjection if _projects(folder) else CLIPTextModel
+    return loading.read(kind, folder, dtype, weights=weights)
 
 
 def skeleton(folder: Path) -> nn.Module:
@@ -71,9 +87,16 @@ def skeleton(folder: Path) -> nn.Module:
             "encoder": _container("CLIPEncoder", {"layers": blocks}),
             "final_layer_norm": nn.LayerNorm(width),
         }
+        if not _projects(folder):
+            return _container("CLIPTextModel", model)
         projection = nn.Linear(width, config["projection_dim"], bias=False)
         parts = {"text_model": _container("CLIPTextModel", model), "text_projection": projection}
         return _container("CLIPTextModelWithProjection", parts)
+
+
+def _projects(folder: Path) -> bool:
+    config = folder / "config.json"
+    return not config.exists() or weights.read_json(config).get("architectures") != ["CLIPTextModel"]
 
 
 def _container(name: str, children: Mapping[str, nn.Module]) -> nn.Module:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_AT_ONCE = 1000  # texts
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> Tensor:
@@ -23,6 +24,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length
         if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
             _warn(text, length, str(tokenizer.decode(whole[length - 1 : -1])).strip())
     return encoded.input_ids
+
+
+def token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """How many tokens each text has, those that mark its ends included, before anything is cut."""
+    parts = (list(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE))
+    return [len(ids) for part in parts for ids in tokenizer(part, verbose=False).input_ids]
 
 
 @lru_cache(maxsize=10_000)

@@ -1,0 +1,109 @@
+"""Stable Diffusion 1.x and 2.x: a UNet and one CLIP text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hcpdiff.models import unet
+from hcpdiff.models import vae as autoencoder
+from hcpdiff.models.folder import ModelFolder, Part
+from hcpdiff.models.text import clip
+from hcpdiff.models.unet import UNetFamily
+from hcpdiff.models.weights import as_dtype
+from hcpdiff.types import Conditioning
+
+
+class StableDiffusion(UNetFamily):
+    """Stable Diffusion 1.x, 2.x and what was made of them (arXiv:2112.10752).
+
+    Args:
+        clip_skip: how many of the last layers of CLIP are left out. The rest is normalised as the last one is.
+    """
+
+    pipeline = "StableDiffusionPipeline"
+    parts: ClassVar[Mapping[str, Part]] = {
+        "denoiser": Part("unet", unet),
+        "text_encoders.clip": Part("text_encoder", clip, tokenizer="tokenizer"),
+        "vae": Part("vae", autoencoder),
+    }
+    empty = ("safety_checker", "feature_extractor", "image_encoder")
+
+    def __init__(self, *args: Any, clip_skip: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.clip_skip = clip_skip
+        clip.check_skip(self.text_encoders["clip"], clip_skip)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        text_dtype: str | torch.dtype | None = None,
+        vae_dtype: str | torch.dtype = "float32",
+        clip_skip: int = 0,
+        prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
+        zero_terminal_snr: bool | None = None,
+        from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
+        seed: int = 0,
+    ) -> StableDiffusion:
+        """Read a folder of diffusers' StableDiffusionPipeline, or such a repository of the Hugging Face hub.
+
+        Args:
+            path: folder, or owner/name.
+            revision: of the repository.
+            text_dtype: None takes `dtype`.
+            clip_skip: how many of the last layers of CLIP are left out; anime models often were trained with 1.
+            prediction: what the UNet predicts; None takes what the folder's scheduler says.
+            zero_terminal_snr: whether the last timestep is pure noise; None takes what the scheduler says.
+            from_scratch: parts that start from random weights; of these only configs need to be there.
+            seed: of these random weights.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository, or a file is missing.
+            ValueError: a setting is wrong, or weights do not fit their config.
+        """
+        files = cls._files(path, revision=revision)
+        read = files.reader(from_scratch, seed=seed)
+        main = as_dtype(dtype)
+        return cls(
+            read("denoiser", main),
+            {"clip": read("text_encoders.clip", as_dtype(text_dtype or dtype))},
+            {"clip": files.tokenizer("text_encoders.clip")},
+            read("vae", as_dtype(vae_dtype)),
+            scheduler=files.scheduler(unet.SCHEDULER),
+            prediction=prediction,
+            zero_terminal_snr=zero_terminal_snr,
+            clip_skip=clip_skip,
+        )
+
+    @classmethod
+    def _files(cls, path: str | Path, *, revision: str | None, only_configs: bool = False) -> ModelFolder:
+        return ModelFolder(path, cls.parts, pipelines=[cls.pipeline], revision=revision, only_configs=only_configs)
+
+    @property
+    def pipeline_settings(self) -> dict[str, Any]:
+        return {"requires_safety_checker": False}
+
+    @property
+    def text_settings(self) -> str:
+        return f"clip_skip={self.clip_skip}"
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """The token features of CLIP, normalised."""
+        features, _ = clip.encode(
+            self.text_encoders["clip"], self._ids("clip", prompts), skip=self.clip_skip, normalised=True
+        )
+        return Conditioning(features)
+
+    def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the UNet predicts, in the dtype of `noisy_latents`."""
+        dtype = next(self.denoiser.parameters()).dtype
+        pred = self.denoiser(noisy_latents.to(dtype), timesteps, conditioning.tokens.to(dtype), return_dict=False)[0]
+        return pred.to(noisy_latents.dtype)
