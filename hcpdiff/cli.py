@@ -132,12 +132,15 @@ def check(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
 @app.command()
 def show(cfg: Cfg, overrides: Overrides = None) -> None:
     """Show the composed config, and where each value came from."""
-    from hcpdiff.config import leaves, load
+    from hcpdiff.config import ConfigError, leaves, load
 
-    rows = [(f"{key}: {value}", str(origin)) for key, value, origin in leaves(load(cfg, overrides or ()))]
+    config = load(cfg, overrides or ())
+    rows = [(f"{key}: {value}", str(origin)) for key, value, origin in leaves(config)]
     width = min(max((len(text) for text, _ in rows), default=0), 72)
     for text, origin in rows:
         print(f"{text:<{width}}  # {origin}")
+    if config.mistakes:
+        raise ConfigError(config.mistakes)
 
 
 @app.command()
@@ -168,13 +171,70 @@ def layers(
 def data(
     cfg: Cfg,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", help="Where the contact sheet goes.")] = Path("data.png"),
+    out: Annotated[Path, typer.Option("--out", help="Where the page goes; contact sheets lie beside it.")] = Path(
+        "data.html"
+    ),
+    images: Annotated[int, typer.Option("--images", help="How many of each dataset to decode at most.")] = 500,
     trust: Trust = None,
 ) -> None:
-    """Show what a run will see. Sizes, crops and final prompts, as text and as a contact sheet."""
+    """Show what a run will see. Problems, sizes, crops and final prompts, as text, a page and a contact sheet."""
     from hcpdiff.train.data_report import report
 
-    for line in report(cfg, overrides or (), out=out, trust=trust or ()):
+    for line in report(cfg, overrides or (), out=out, images=images, trust=trust or ()):
+        print(line)
+
+
+cache_app = typer.Typer(help="Look after the caches of a config on disk.", rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("build")
+def cache_build(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
+    """Fill the caches of a run, and train nothing."""
+    from hcpdiff.train.cache_commands import fill
+
+    for line in fill(cfg, overrides or (), trust=trust or ()):
+        print(line)
+
+
+@cache_app.command("stat")
+def cache_stat(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
+    """Show what lies in the caches. By which models, how much, and when it was used."""
+    from hcpdiff.train.cache_commands import stat
+
+    for line in stat(cfg, overrides or (), trust=trust or ()):
+        print(line)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    cfg: Cfg,
+    overrides: Overrides = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is damaged; a run computes it again.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Read every byte of the caches, and say what is damaged."""
+    from hcpdiff.train.cache_commands import verify
+
+    lines, sound = verify(cfg, overrides or (), repair=repair, trust=trust or ())
+    print("\n".join(lines))
+    if not sound:
+        raise typer.Exit(1)
+
+
+@cache_app.command("gc")
+def cache_gc(
+    cfg: Annotated[list[Path], typer.Option("--cfg", help="A config whose entries stay; may be given again.")],
+    days: Annotated[
+        float | None, typer.Option("--days", help="Instead, delete tables that no run has opened for so many days.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be deleted.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Delete what none of the configs uses. From the cache folders that they name."""
+    from hcpdiff.train.cache_commands import clean
+
+    for line in clean(cfg, days=days, dry_run=dry_run, trust=trust or ()):
         print(line)
 
 

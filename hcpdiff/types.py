@@ -14,11 +14,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SizeInfo:
-    """How an image was cut out of its original: scaled, then cropped at `crop` to `target`."""
+    """How an image was cut out of its original: scaled, then cropped at `crop` to `target`, or padded below and right.
 
-    original: tuple[int, int]  # (height, width) of the file
-    crop: tuple[int, int]  # (top, left) in the scaled image
-    target: tuple[int, int]  # (height, width) that the model sees
+    Args:
+        original: (height, width) of the file.
+        crop: (top, left) in the scaled image.
+        target: (height, width) that the model sees.
+        scaled: (height, width) of the whole image after scaling, before crop or padding; None: it just covers the
+            target.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+    scaled: tuple[int, int] = None  # type: ignore[assignment]  # never None once it is made
+
+    def __post_init__(self) -> None:
+        if self.scaled is None:
+            (height, width), (tall, wide) = self.original, self.target
+            scale = max(tall / height, wide / width)
+            scaled = max(tall, round(height * scale)), max(wide, round(width * scale))
+            object.__setattr__(self, "scaled", scaled)
 
 
 @dataclass(frozen=True)

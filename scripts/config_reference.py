@@ -142,7 +142,13 @@ def pages() -> Iterator[str]:
     yield "The keys of a request are under [infer](#infer)."
     yield "### Optimizers\n\nFor `train.optimizer`: any class of `torch.optim` but LBFGS, or"
     yield target("hcpdiff.train.optimizers.Muon", optimizers.Muon, given=1)
-    yield listed("Schedules", "train.schedule", schedules, "optimizer", "any class of `torch.optim.lr_scheduler` but ReduceLROnPlateau, or")
+    yield listed(
+        "Schedules",
+        "train.schedule",
+        schedules,
+        "optimizer",
+        "any class of `torch.optim.lr_scheduler` but ReduceLROnPlateau, or",
+    )
     yield listed("Timesteps", "train.timesteps", timesteps, "count")
     yield listed("Noise", "train.noise", noise, "latents")
     yield listed("Losses", "train.loss", losses, "model_pred")

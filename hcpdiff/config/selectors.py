@@ -1,11 +1,13 @@
-"""Whether the layer selectors of a config match layers of its model, which is built without reading weights."""
+"""What a config says of its model's layers and sizes, checked on the model without its weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hcpdiff.config import sections
@@ -53,26 +55,61 @@ def latent_spec(config: Config) -> Any:
     return spec(*model[1], **model[2])
 
 
+def token_counter(config: Config) -> Callable[[Sequence[str]], Any] | None:
+    """What counts the tokens of texts as the config's model does, without its weights; None for one that cannot.
+
+    See `SD3.token_counts` for what it gives.
+    """
+    model = _model(config, Reader(config.origin, config.trust))
+    count = getattr(model[0], "token_counts", None) if model else None
+    return None if model is None or count is None else lambda texts: count(texts, *model[1], **model[2])
+
+
 def check_selectors(config: Config, reader: Reader) -> None:
     """Note every selector that matches no layer, in a config that has no other mistakes."""
     parts = _skeletons(config, reader)
     if parts is None:
         return
-    find_layers = importlib.import_module("hcpdiff.plugins.targets").find_layers
+    touched: list[str] = []  # the paths of all layers that the run changes or reads, in the model
     for name, node in (config.get("plugins") or {}).items():
         key: Key = ("plugins", name)
-        spec = made(reader.read(node, sections.item("plugins"), key), reader)
-        if not spec.between:
-            _find_all(reader, parts, spec, key)
-            continue
-        for field in ("from_layers", "to_layers"):
-            patterns = getattr(spec, field) or getattr(spec.plugin, field, ())
-            find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes)
-            _find(reader, find, parts, spec.on, patterns, (*key, field))
+        spec = _outer(reader.read(node, sections.item("plugins"), key))
+        touched += (_find_pairs if spec.between else _find_all)(reader, parts, spec, key)
+    find_layers = importlib.import_module("hcpdiff.plugins.targets").find_layers
     for i, node in enumerate(config.get("finetune") or []):
         key = ("finetune", i)
-        group = made(reader.read(node, sections.item("finetune"), key), reader)
-        _find(reader, partial(find_layers, prefixes=("re:",)), parts, group.on, group.layers, (*key, "layers"))
+        group = _outer(reader.read(node, sections.item("finetune"), key))
+        find = partial(find_layers, prefixes=("re:",))
+        touched += _paths(group.on, _find(reader, find, parts, group.on, group.layers, (*key, "layers")))
+    _check_caches(config, touched, reader)
+
+
+def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader) -> None:
+    """Note every picture that the model cannot make.
+
+    Args:
+        sections_made: what was made of `train` and `infer`.
+    """
+    train, infer = sections_made.get("train"), sections_made.get("infer")
+    preview = getattr(train, "preview", None)
+    requests = {("train", "preview", "requests", i): r for i, r in enumerate(getattr(preview, "requests", ()))}
+    requests |= {} if infer is None else {("infer",): infer}
+    if not requests or config.get("model") is None:
+        return
+    try:
+        family: Any = SimpleNamespace(latent=latent_spec(config))
+    except OSError as error:
+        reader.wrong_text(("model", "path"), str(error))
+        return
+    except ValueError:  # it does not say without its weights
+        return
+    check_size = importlib.import_module("hcpdiff.infer.generate").check_size
+    for key, request in requests.items():
+        place = (*key, "size")
+        try:
+            check_size(family, request.size, where=shown(place))
+        except ValueError as error:
+            reader.wrong_text(place, str(error))
 
 
 def _skeletons(config: Config, reader: Reader) -> Skeleton | None:
@@ -94,7 +131,23 @@ def _model(config: Config, reader: Reader) -> tuple[Any, list[Any], dict[str, An
     if target is None:
         return None
     family = target.__self__ if inspect.ismethod(target) else target
+    if _has_calls([plan.args, plan.kwargs]):  # what they do is not for a check
+        return None
     return family, made(plan.args, reader), made(plan.kwargs, reader)
+
+
+def _has_calls(plan: Any) -> bool:
+    """Whether objects would have to be made for these arguments; something to call later need not be."""
+    if isinstance(plan, dict):
+        return any(map(_has_calls, plan.values()))
+    if isinstance(plan, (list, tuple)):
+        return any(map(_has_calls, plan))
+    return isinstance(plan, Call) and (not plan.partial or _has_calls([plan.args, plan.kwargs]))
+
+
+def _outer(plan: Call) -> Any:
+    """The object of a plan, with the plans of what is inside as they are."""
+    return plan.target(*plan.args, **plan.kwargs)
 
 
 def _part(reader: Reader, parts: Skeleton, on: str, key: Key) -> Any:
@@ -108,22 +161,72 @@ def _part(reader: Reader, parts: Skeleton, on: str, key: Key) -> Any:
 
 def _find(
     reader: Reader, find: Callable[..., Any], parts: Skeleton, on: str, patterns: Sequence[str], key: Key
-) -> None:
+) -> list[Any]:
+    """The layers that selectors match."""
     part = _part(reader, parts, on, (*key[:-1], "on"))
     if part is UNKNOWN:
-        return
+        return []
     try:
-        find(part, patterns, where=shown(key))
+        return find(part, patterns, where=shown(key))
     except ValueError as error:
         reader.wrong_text(key, str(error))
+        return []
 
 
-def _find_all(reader: Reader, parts: Skeleton, spec: Any, key: Key) -> None:
-    """The same for a plugin that may work on several parts."""
+def _find_pairs(reader: Reader, parts: Skeleton, spec: Any, key: Key) -> list[str]:
+    """The paths in the model of the layers that a plugin takes values from and to."""
+    attach = importlib.import_module("hcpdiff.plugins.attach")
+    find_layers = importlib.import_module("hcpdiff.plugins.targets").find_layers
+    single = not hasattr(spec.plugin, "from_layers")  # a plugin for each pair of layers
+    before, found = len(reader.mistakes), list[str]()
+    for field in ("from_layers", "to_layers"):
+        patterns = getattr(spec, field) or getattr(spec.plugin, field, ())
+        find = partial(find_layers, prefixes=spec.plugin.prefixes, takes=spec.plugin.takes, repeat=single)
+        found += _paths(spec.on, _find(reader, find, parts, spec.on, patterns, (*key, field)))
+    if single and len(reader.mistakes) == before:
+        try:
+            pairs = attach.find_pairs(parts(spec.on), shown(key), dataclasses.replace(spec, overrides={}))
+            _check_overrides(reader, spec, [target for _, target in pairs], key)
+        except ValueError as error:
+            reader.wrong_text(key, str(error))
+    return found
+
+
+def _find_all(reader: Reader, parts: Skeleton, spec: Any, key: Key) -> list[str]:
+    """The paths in the model of the layers that a plugin works on, in one part or several."""
     modules = {part: _part(reader, parts, part, (*key, "on")) for part in spec.parts}
     if UNKNOWN in modules.values():
-        return
+        return []
+    attach = importlib.import_module("hcpdiff.plugins.attach")
     try:
-        importlib.import_module("hcpdiff.plugins.attach").find_in_parts(modules, spec, shown(key))
+        found = attach.find_in_parts(modules, spec, shown(key))
     except ValueError as error:
         reader.wrong_text((*key, "layers"), str(error))
+        return []
+    _check_overrides(reader, spec, [ref for refs in found.values() for ref in refs], key)
+    return [path for part, refs in found.items() for path in _paths(part, refs)]
+
+
+def _check_overrides(reader: Reader, spec: Any, targets: Sequence[Any], key: Key) -> None:
+    check_overrides = importlib.import_module("hcpdiff.plugins.attach").check_overrides
+    for pattern, override in spec.overrides.items():
+        try:
+            check_overrides(shown(key), dataclasses.replace(spec, overrides={pattern: override}), targets)
+        except ValueError as error:
+            reader.wrong_text((*key, "overrides", pattern), str(error))
+
+
+def _paths(part: str, refs: Iterable[Any]) -> list[str]:
+    return [f"{part}.{ref.path}".strip(".") for ref in refs]
+
+
+def _check_caches(config: Config, touched: Sequence[str], reader: Reader) -> None:
+    """Note every cache of something that the run changes."""
+    for name, node in (config.get("data") or {}).items():
+        for cache_key, part, thing in (
+            ("cache_latents", "vae", "the VAE"),
+            ("cache_text", "text_encoders", "a text encoder"),
+        ):
+            key: Key = ("data", name, cache_key)
+            if node.get(cache_key) and any(f"{path}.".startswith(f"{part}.") for path in touched):
+                reader.wrong(key, f"this run changes {thing}, so what is cached would not be true; set it to false")

@@ -11,22 +11,27 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 
 from hcpdiff.config.ranges import at_least_0, at_least_1, fraction, positive
-from hcpdiff.data.buckets import Bucket
+from hcpdiff.data.augment import Augment, Pipeline
+from hcpdiff.data.buckets import Assignment, Bucket
+from hcpdiff.data.buckets.many import assign, leave_out, merge_small
+from hcpdiff.data.cache import ALONE, Team
 from hcpdiff.data.cached_latents import CachedLatents, ImageEncoder
 from hcpdiff.data.cached_text import CachedText, PromptEncoder
 from hcpdiff.data.captioning import Captioning
 from hcpdiff.data.collate import collate, with_row_weights
-from hcpdiff.data.order import Epoch, Underfilled, plan, uneven
+from hcpdiff.data.index import FileIndex
+from hcpdiff.data.order import Epoch, Epochs, Underfilled, uneven
 from hcpdiff.data.prompts import CaptionTransform
 from hcpdiff.data.samples import Samples
-from hcpdiff.data.scan import BadFile, check_bad, located, scan
+from hcpdiff.data.scan import BadFile, Items, check_bad, located, scan
+from hcpdiff.data.seeing.summary import summary_lines
 from hcpdiff.data.sources.base import Source
-from hcpdiff.data.transforms import Augment
 from hcpdiff.data.views import Views
-from hcpdiff.randomness import derive
 from hcpdiff.types import Batch
 
 CacheMode = Literal[False, "memory", "disk"]
+INDEXED = 10_000  # images, from which on their sizes are remembered from run to run, whatever is cached
+CAPTIONS_READ_AT_ONCE = 10_000  # images; of more, captions that cannot be read are listed when they are drawn
 Log = Callable[[str], None]
 ShowProgress = Callable[[int, int], None]  # (done, total)
 
@@ -36,7 +41,7 @@ class Dataset:
 
     Args:
         source: where images and captions come from; of several, all images together.
-        bucket: which sizes they are cut to.
+        bucket: which sizes they are cut to; of several, each image to a size of each: several resolutions.
         batch_size: images of one step, over all processes together; a batch holds one size only.
         loss_weight: factor of the loss of this dataset.
         weight: how often it is drawn in mode "mix", relative to the other datasets.
@@ -49,10 +54,13 @@ class Dataset:
         prompt_dropout: probability of an empty prompt, for guidance at inference.
         crop: "center", or "random".
         flip: probability of mirroring the image.
-        transforms: the user's own pipeline, e.g. an albumentations `Compose`, on the cut image; see `augment`.
+        transforms: the user's own pipeline, of albumentations, torchvision or functions: what moves pixels runs before
+            the crop, on masks and condition images too; colours after it. See `hcpdiff.data.augment.Pipeline`.
         variants: None draws crops, flips and transforms afresh each time; n gives each image n versions.
         underfilled: what becomes of the last batch of each size: "keep" it smaller, "pad" it with rows of zero loss,
-            "repeat" other images in it, or "drop" it. The first two show each image exactly `repeat` times an epoch.
+            "repeat" other images in it, or "drop" it. "merge" gives up sizes that fewer images than a batch have, for
+            the nearest other size, and keeps what is left. All but "repeat" and "drop" show each image exactly `repeat`
+            times an epoch.
         cache_latents: encode each image once, and keep the latents in "memory" or on "disk".
         cache_text: the same for prompts; if they are endless the log says so, and they are encoded as they come.
         cache_dir: where caches on disk lie; datasets and runs may share it.
@@ -62,7 +70,7 @@ class Dataset:
     def __init__(
         self,
         source: Source | Sequence[Source],
-        bucket: Bucket,
+        bucket: Bucket | Sequence[Bucket],
         *,
         batch_size: Annotated[int, at_least_1],
         loss_weight: Annotated[float, at_least_0] = 1.0,
@@ -75,7 +83,7 @@ class Dataset:
         prompt_dropout: Annotated[float, fraction] = 0.0,
         crop: Literal["center", "random"] = "center",
         flip: Annotated[float, fraction] = 0.0,
-        transforms: Augment | None = None,
+        transforms: Augment | Sequence[Augment] | None = None,
         variants: Annotated[int, at_least_1] | None = None,
         underfilled: Underfilled = "keep",
         cache_latents: CacheMode = False,
@@ -92,7 +100,8 @@ class Dataset:
             raise ValueError(f"weight: {weight} would never draw this dataset; use a number above 0, or leave it out")
         if from_step < 0 or (to_step is not None and to_step <= from_step):
             raise ValueError(f"to_step: from step {from_step} to {to_step} are no steps; use a larger to_step")
-        self.views = Views(crop, flip, transforms is not None, variants)
+        self.transforms = Pipeline.of(transforms)
+        self.views = Views(crop, flip, self.transforms is not None, variants)
         if cache_latents and self.views.countable is None:
             raise ValueError(
                 "cache_latents: crops, flips or transforms that are drawn afresh each time cannot be cached; set "
@@ -102,20 +111,30 @@ class Dataset:
         self.sources: list[Source] = list(source) if isinstance(source, Sequence) else [source]
         if not self.sources:
             raise ValueError("source: the list is empty; give at least one source")
+        if isinstance(bucket, Sequence) and not bucket:
+            raise ValueError("bucket: the list is empty; give at least one bucket")
         self.bucket = bucket
         self.batch_size = batch_size
         self.loss_weight = loss_weight
         self.weight = weight
         self.from_step = from_step
         self.to_step = to_step
-        self.transforms = transforms
         self.underfilled: Underfilled = underfilled
         self.cache_latents: CacheMode = cache_latents
         self.cache_text: CacheMode = cache_text
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_bad = max_bad
 
-    def prepare(self, seed: int, name: str, multiple_of: int, log: Log | None = None) -> None:
+    def prepare(
+        self,
+        seed: int,
+        name: str,
+        multiple_of: int,
+        log: Log | None = None,
+        *,
+        max_side: int | None = None,
+        progress: ShowProgress | None = None,
+    ) -> None:
         """Look over the sources and choose sizes; everything after this is a pure function of `seed` and `name`.
 
         Args:
@@ -123,55 +142,60 @@ class Dataset:
             name: of the dataset in the config, for messages; datasets of other names draw other random numbers.
             multiple_of: what the sides of the model's images must divide by.
             log: where to say what was found; default: the logger "hcpdiff.data".
+            max_side: the longest side that the model can place, in pixels.
+            progress: told how many images were looked at, of how many.
 
         Raises:
             ValueError: no image is usable, too many are bad, or the bucket does not suit the model.
         """
         self.seed, self.name, self.where = seed, name, f"data.{name}"
         self._log = log or logging.getLogger("hcpdiff.data").info
-        items, found = scan(self.sources, f"{self.where}.source")
+        self._index = FileIndex(self.cache_dir, least=0 if self.cache_latents == "disk" else INDEXED)
+        items, found = scan(self.sources, f"{self.where}.source", index=self._index, progress=progress)
         self._total = len(items) + len(found)
         self.bad: list[BadFile] = []
         self.note_bad(found)
-        with located(f"{self.where}.bucket"):
-            assignment = self.bucket.assign(items.sizes, multiple_of)
+        assignment = assign(self.bucket, items.sizes, multiple_of, f"{self.where}.bucket")
+        items, assignment, small = leave_out(items, assignment)
+        self.note_bad(small)
+        if self.underfilled == "merge":
+            assignment = merge_small(assignment, items.repeats, self.batch_size)
+        self._check_sides(items, assignment, max_side)
         self.samples = Samples(
             self.sources, items, assignment, self.views, self.captioning, self.transforms, seed=seed, name=name
         )
         self.latents: CachedLatents | None = None
         self.text: CachedText | None = None
-        self._epochs: dict[int, Epoch] = {}
-        if not self.batches_per_epoch:
-            raise ValueError(
-                f"{self.where}.underfilled: 'drop' leaves nothing, as no size has {self.batch_size} images; use 'keep'"
-            )
+        self.epochs = Epochs(self.samples, self.batch_size, self.underfilled, seed=seed, name=name)
+        with located(self.where):
+            self.epochs.locate(0)  # there is a batch
+        if len(items) <= CAPTIONS_READ_AT_ONCE:
+            unreadable: list[BadFile] = []
+            for item in range(len(items)):
+                self.samples.captions_or_none(item, unreadable)
+            self.note_bad(unreadable)
         self._describe()
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
-        return len(self.samples)
+        """Samples of the first epoch; with fractional repeats others have a few more or less."""
+        return int(self.samples.group_sizes(0).sum())
 
     @property
     def batches_per_epoch(self) -> int:
-        """The same for every epoch."""
-        return len(self.epoch(0))
+        """Of the first epoch; with fractional repeats others have a few more or less."""
+        return self.epochs.batches(0)
 
     def epoch_length(self, number: int) -> int:
         """Batches of an epoch."""
-        return self.batches_per_epoch
+        return self.epochs.batches(number)
 
     def epochs_in(self, batches: int) -> float:
         """How many epochs the first `batches` batches of the run are."""
-        return batches / self.batches_per_epoch
+        return self.epochs.passed(batches)
 
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch."""
-        if number not in self._epochs:
-            if len(self._epochs) >= 3:
-                self._epochs = {0: self._epochs[0]}
-            rng = np.random.default_rng(derive(self.seed, f"{self.name}/order", number))
-            self._epochs[number] = plan(self.samples.groups, self.batch_size, self.underfilled, rng)
-        return self._epochs[number]
+        return self.epochs[number]
 
     def batch(self, number: int, *, rank: int = 0, world_size: int = 1) -> Batch:
         """Batch `number` of the run, counted over all epochs; of several processes, this one's share of it."""
@@ -180,7 +204,7 @@ class Dataset:
 
     def load(self, number: int, *, rank: int = 0, world_size: int = 1) -> tuple[Batch, list[BadFile]]:
         """The part of `batch` that a worker process may do, if latents are not cached; and what it found unreadable."""
-        epoch, position = divmod(number, self.batches_per_epoch)
+        epoch, position = self.epochs.locate(number)
         rows, weights = self.epoch(epoch).share(position, rank, world_size)
         bad: list[BadFile] = []
         if self.latents is None:
@@ -204,6 +228,8 @@ class Dataset:
         batch_size: int = 8,
         workers: int = 0,
         progress: ShowProgress | None = None,
+        about: str = "",
+        team: Team = ALONE,
     ) -> None:
         """Fill the cache of latents; from then on batches hold latents.
 
@@ -212,10 +238,14 @@ class Dataset:
             fingerprint: of the VAE: its weights and dtype. Another one has other latents.
             batch_size: images to encode at once.
             workers: processes that decode images.
+            about: the VAE in words, for people who look at the cache.
+            team: the processes of the run, which share the work.
         """
+        folder = self.cache_dir if self.cache_latents == "disk" else None
         with located(self.where):
-            latents = CachedLatents(self.samples, self.cache_dir if self.cache_latents == "disk" else None, fingerprint)
+            latents = CachedLatents(self.samples, folder, fingerprint, about=about, team=team)
         computed = latents.fill(encode_image, batch_size=batch_size, workers=workers, progress=progress)
+        self._index.save()
         self.note_bad(latents.bad)
         self.latents = latents
         self._log(f"{self.where}: latents of {len(latents)} images are cached, {computed} of them new")
@@ -228,6 +258,8 @@ class Dataset:
         negatives: bool = False,
         batch_size: int = 16,
         progress: ShowProgress | None = None,
+        about: str = "",
+        team: Team = ALONE,
     ) -> bool:
         """Fill the cache of conditioning; from then on batches hold it, and no text encoder is needed.
 
@@ -236,6 +268,8 @@ class Dataset:
             fingerprint: of the text encoders: weights, dtype and settings.
             negatives: the run uses negative prompts too.
             batch_size: prompts to encode at once.
+            about: the encoders in words, for people who look at the cache.
+            team: the processes of the run, which share the work.
 
         Returns:
             False, and nothing is cached, if prompts are endless or far more than the run has samples.
@@ -244,7 +278,8 @@ class Dataset:
         if prompts is None:
             self._log(f"{self.where}.cache_text: there are ever new prompts, so they are encoded as they come")
             return False
-        text = CachedText(self.cache_dir if self.cache_text == "disk" else None, fingerprint, negatives=negatives)
+        folder = self.cache_dir if self.cache_text == "disk" else None
+        text = CachedText(folder, fingerprint, negatives=negatives, about=about, team=team)
         computed = text.fill(prompts, encode_prompt, batch_size=batch_size, progress=progress)
         self.text = text
         self._log(f"{self.where}: conditioning of {len(prompts)} prompts is cached, {computed} of them new")
@@ -258,16 +293,28 @@ class Dataset:
             self._log(f"{self.where}: {file.key} is left out: {file.reason}")
         check_bad(self.bad, self._total, self.max_bad, self.where)
 
+    def _check_sides(self, items: Items, assignment: Assignment, max_side: int | None) -> None:
+        """Raise for sizes that the model cannot place, with an image of each."""
+        for number, size in enumerate(assignment.targets):
+            if max_side is not None and max(size) > max_side:
+                example = items.key(int(np.flatnonzero((assignment.columns == number).any(axis=1))[0]))
+                raise ValueError(
+                    f"{self.where}.bucket: {size[0]} x {size[1]}, e.g. for {example}, is longer than the {max_side} "
+                    "pixels that the model has positions for; use a smaller area, or leave such images out"
+                )
+
     def _describe(self) -> None:
-        epoch, count = self.epoch(0), len(self.samples.items)
-        sizes = ", ".join(f"{height}x{width}" for height, width in self.samples.targets)
-        self._log(f"{self.where}: {count} images of {sizes}; an epoch is {len(self)} samples in {len(epoch)} batches")
-        for note in filter(None, (uneven(epoch, len(self), self.batch_size), self.captioning.unfilled)):
+        epoch = self.epoch(0)
+        for line in summary_lines(self):
+            self._log(line)
+        for note in filter(
+            None, (uneven(epoch, self.samples.groups(0), self.batch_size, self.samples.key), self.captioning.unfilled)
+        ):
             self._log(f"{self.where}: {note}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without caches and log: worker processes only decode."""
-        return self.__dict__ | {"latents": None, "text": None, "_log": _silent}
+        return self.__dict__ | {"latents": None, "text": None, "_index": None, "_log": _silent}
 
 
 def _check_choice(key: str, value: object, known: Sequence[object]) -> None:

@@ -1,4 +1,4 @@
-"""The numbered samples of an epoch, and what each of them looks like in which epoch."""
+"""The numbered samples of a dataset, and what each of them looks like in which epoch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from hcpdiff.data.augment import Pipeline
 from hcpdiff.data.buckets import Assignment
 from hcpdiff.data.captioning import Captioning
+from hcpdiff.data.numbering import Numbering
 from hcpdiff.data.scan import BadFile, Items, attempt
 from hcpdiff.data.sources.base import Record, Source
-from hcpdiff.data.transforms import Augment, Cut, augment, cut, image_tensor, scaled_size, unit_tensor
+from hcpdiff.data.transforms import Cut, cut, image_tensor, unit_tensor
 from hcpdiff.data.views import View, Views
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import Prompt, Sample
 
 T = TypeVar("T")
 
+_PROMPTS = 1 << 14  # that stay in memory
+
 
 class Samples:
-    """Items, each as often as it repeats. Sample n of epoch e is a pure function of (seed, name, e, n)."""
+    """Items, at each of their sizes, as often as they repeat; see `Numbering` for the numbers.
+
+    Sample n of epoch e is a pure function of (seed, name, e, n).
+    """
 
     def __init__(
         self,
@@ -30,7 +37,7 @@ class Samples:
         assignment: Assignment,
         views: Views,
         captioning: Captioning,
-        transforms: Augment | None,
+        transforms: Pipeline | None,
         *,
         seed: int,
         name: str,
@@ -38,21 +45,43 @@ class Samples:
         self.sources = sources
         self.items = items
         self.targets = assignment.targets
-        self.target_of = assignment.index
+        self.target_of = assignment.index  # (N,) or (N, K), into `targets`; -1: an item lacks this resolution
+        self.resize = assignment.resize
         self.views = views
         self.captioning = captioning
         self.transforms = transforms
         self.seed = seed
         self.name = name
-        copies = items.repeats
-        self.item_of = np.repeat(np.arange(len(items)), copies)
-        self.copy_of = np.arange(len(self.item_of)) - (np.cumsum(copies) - copies)[self.item_of]
-        target_of_sample = self.target_of[self.item_of]
-        self.groups = [np.flatnonzero(target_of_sample == target) for target in range(len(self.targets))]
+        self.numbering = Numbering(
+            assignment.columns, items.repeats, len(self.targets), derive(seed, f"{name}/fractional repeats")
+        )
         self._fixed_prompts: dict[int, Prompt | None] = {}
 
     def __len__(self) -> int:
-        return len(self.item_of)
+        """All samples; an epoch shows some of them if a repeat is fractional, else all."""
+        return len(self.numbering)
+
+    @property
+    def item_of(self) -> np.ndarray:
+        """(M,) the item of each sample."""
+        return self.numbering.item_of
+
+    @property
+    def steady(self) -> bool:
+        """Whether every epoch shows all samples: no repeat is fractional."""
+        return self.numbering.steady
+
+    def groups(self, epoch: int) -> list[np.ndarray]:
+        """The numbers of the samples that an epoch shows, by target."""
+        return self.numbering.groups(epoch)
+
+    def group_sizes(self, epoch: int) -> np.ndarray:
+        """How many samples of each target an epoch shows, (targets,)."""
+        return self.numbering.group_sizes(epoch)
+
+    def key(self, number: int) -> str:
+        """The key of a sample's item."""
+        return self.items.key(int(self.item_of[number]))
 
     def sample(self, epoch: int, number: int) -> Sample:
         """Decode and cut a sample.
@@ -64,7 +93,7 @@ class Samples:
         prompt = self.prompt(epoch, number)
         example = self.cut(item, self.view(epoch, number)[0])
         return Sample(
-            key=self.items.keys[item],
+            key=self.items.key(item),
             prompt=prompt,
             size=example.size,
             image=image_tensor(example.image),
@@ -76,13 +105,14 @@ class Samples:
         """The prompt of a sample."""
         item = int(self.item_of[number])
         if item not in self._fixed_prompts:
+            if len(self._fixed_prompts) >= _PROMPTS:
+                del self._fixed_prompts[next(iter(self._fixed_prompts))]
             self._fixed_prompts[item] = self.captioning.only(self.captions(item))
         fixed = self._fixed_prompts[item]
         if fixed is not None:
             return fixed
-        return self.captioning.draw(
-            self.captions(item), python_random(self.seed, f"{self.name}/prompt", epoch, int(number))
-        )
+        rng = python_random(self.seed, f"{self.name}/prompt", epoch, int(number))
+        return self.captioning.draw(self.captions(item), rng, self._caption_weights(item))
 
     def captions(self, item: int) -> Sequence[str]:
         """The captions of an item."""
@@ -90,7 +120,7 @@ class Samples:
 
     def captions_or_none(self, item: int, bad: list[BadFile]) -> Sequence[str] | None:
         """The captions of an item; None, and a line in `bad`, if they cannot be read."""
-        return attempt(lambda: self.captions(item), self.items.keys[item], bad)
+        return attempt(lambda: self.captions(item), self.items.key(item), bad)
 
     def all_prompts(self) -> set[Prompt] | None:
         """Every prompt that a run can see; None if they are endless, or far more than there are samples."""
@@ -103,33 +133,52 @@ class Samples:
             prompts |= possible
         return prompts
 
+    @property
+    def variants(self) -> int | None:
+        """How many different cuts an item has at most, over its resolutions and views; None if they are endless."""
+        views = self.views.countable
+        return None if views is None else views * self.numbering.resolutions
+
+    def variants_of(self, item: int) -> list[int]:
+        """The variants that an item has: all, but those of resolutions that it lacks. They are countable."""
+        views = self.views.countable or 0
+        return [column * views + view for column in self.numbering.columns_of(item) for view in range(views)]
+
+    def variant(self, epoch: int, number: int) -> int:
+        """Which of the countable variants of its item a sample shows."""
+        column, showing = self.numbering.column_of(number), self.numbering.showing(epoch, number)
+        view = self.views.variant(self.key(number), showing)
+        return column * (self.views.countable or 1) + view
+
+    def variant_target(self, item: int, variant: int) -> tuple[int, int]:
+        """(height, width) of a variant; of a resolution that the item lacks, the size of its first."""
+        column = variant // (self.views.countable or 1)
+        return self.targets[self.numbering.target(item, column)]
+
+    def variant_view(self, item: int, variant: int) -> View:
+        """One of the countable variants of an item."""
+        view = variant % (self.views.countable or 1)
+        target = self.variant_target(item, variant)
+        return self.views.fixed(self.items.key(item), view, self.original(item), target, resize=self.resize)
+
     def view(self, epoch: int, number: int) -> tuple[View, int]:
-        """How a sample is cut, and which variant of its item that is."""
+        """How a sample is cut, and which variant of its item that is; 0 if views are endless."""
         item = int(self.item_of[number])
         if self.views.countable is None:
             seed = derive(self.seed, f"{self.name}/view", epoch, int(number))
-            return self.views.drawn(seed, self.original(item), self.target(item)), 0
+            target = self.target_of_sample(number)
+            return self.views.drawn(seed, self.original(item), target, resize=self.resize), 0
         variant = self.variant(epoch, number)
         return self.variant_view(item, variant), variant
-
-    def variant(self, epoch: int, number: int) -> int:
-        """Which of the countable views of its item a sample shows."""
-        item = int(self.item_of[number])
-        showing = epoch * int(self.items.repeats[item]) + int(self.copy_of[number])
-        return self.views.variant(self.items.keys[item], showing)
-
-    def variant_view(self, item: int, variant: int) -> View:
-        """One of the countable views of an item."""
-        return self.views.fixed(self.items.keys[item], variant, self.original(item), self.target(item))
 
     def original(self, item: int) -> tuple[int, int]:
         """(height, width) of the file."""
         height, width = self.items.sizes[item].tolist()
         return height, width
 
-    def target(self, item: int) -> tuple[int, int]:
-        """(height, width) that an item is cut to."""
-        return self.targets[self.target_of[item]]
+    def target_of_sample(self, number: int) -> tuple[int, int]:
+        """(height, width) that a sample is cut to."""
+        return self.targets[self.numbering.target_of(number)]
 
     def record(self, item: int, at_least: tuple[int, int] | None = None) -> Record:
         """Decode an item."""
@@ -137,9 +186,8 @@ class Samples:
 
     def cut(self, item: int, view: View) -> Cut:
         """Decode an item and cut it."""
-        record = self.record(item, scaled_size(view.size.original, view.size.target))
-        example = cut(record, view.size, flip=view.flip)
-        return example if self.transforms is None else augment(example, self.transforms, view.seed or 0)
+        record = self.record(item, view.size.scaled)
+        return cut(record, view.size, flip=view.flip, transforms=self.transforms, seed=view.seed or 0)
 
     def first_that_works(self, epoch: int, number: int, get: Callable[[int], T], bad: list[BadFile]) -> T:
         """What `get` gives for a sample; if that fails, for another of its size, drawn by (seed, epoch, number).
@@ -147,17 +195,22 @@ class Samples:
         Raises:
             ValueError: it fails for all of them.
         """
-        for row in self._stand_ins(epoch, number):
-            result = attempt(lambda row=row: get(row), self.items.keys[self.item_of[row]], bad)
+        for row in self.stand_ins(epoch, number):
+            result = attempt(lambda row=row: get(row), self.key(row), bad)
             if result is not None:
                 return result
-        height, width = self.target(int(self.item_of[number]))
+        height, width = self.target_of_sample(number)
         raise ValueError(
             f"data.{self.name}.source: no image of size {height} x {width} can be read; the last: {bad[-1].reason}"
         )
 
-    def _stand_ins(self, epoch: int, number: int) -> Iterator[int]:
+    def stand_ins(self, epoch: int, number: int) -> Iterator[int]:
+        """A sample, and then those that take its place, in turn, if it cannot be read."""
         yield int(number)
-        group = self.groups[self.target_of[self.item_of[number]]]
+        group = self.groups(epoch)[self.numbering.target_of(number)]
         rng = np.random.default_rng(derive(self.seed, f"{self.name}/stand-in", epoch, int(number)))
-        yield from rng.permutation(group).tolist()
+        yield from map(int, rng.permutation(group))
+
+    def _caption_weights(self, item: int) -> Sequence[float] | None:
+        weights = getattr(self.sources[self.items.source[item]], "caption_weights", None)
+        return None if weights is None else weights(int(self.items.local[item]))

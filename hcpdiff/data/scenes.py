@@ -149,7 +149,7 @@ class Scenes:
             raise ValueError(f"Scenes.sizes: sides must be at least {math.ceil(2 * (_RADII[0] + _MARGIN))} pixels")
         self.count = count
         self.seed = seed
-        self.sizes = [(int(height), int(width)) for height, width in sizes]
+        self._sizes = [(int(height), int(width)) for height, width in sizes]
         self.shapes, self.colors, self.patterns = tuple(shapes), tuple(colors), tuple(patterns)
         self.detail = detail
         self.outlines = outlines
@@ -160,7 +160,7 @@ class Scenes:
     def scene(self, index: int) -> Scene:
         """What is in picture `index`."""
         draw = python_random(self.seed, "scene", index)
-        height, width = draw.choice(self.sizes)
+        height, width = draw.choice(self._sizes)
         color, background = draw.sample(self.colors, 2)
         radius = draw.uniform(_RADII[0], min(_RADII[1], min(height, width) / 2 - _MARGIN))
         room = radius + _MARGIN

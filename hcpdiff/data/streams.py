@@ -9,7 +9,7 @@ from bisect import bisect_right as bisect
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from itertools import accumulate, count, islice, pairwise, tee
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch.utils.data import DataLoader
 
 from hcpdiff.data.dataset import Dataset
 from hcpdiff.data.scan import BadFile
+from hcpdiff.data.streaming import StreamDataset
 from hcpdiff.randomness import derive
 from hcpdiff.types import Batch
 
 T = TypeVar("T")
 Mode = Literal["parallel", "mix", "sequential"]
+Datasets: TypeAlias = Mapping[str, Dataset | StreamDataset]  # by name
 Draws = dict[str, int]  # dataset -> number of the batch that it gives
 AHEAD = 2  # draws that are made ready while the model computes
 
@@ -43,7 +45,7 @@ class Streams:
 
     def __init__(
         self,
-        datasets: Mapping[str, Dataset],
+        datasets: Datasets,
         *,
         mode: Mode = "parallel",
         seed: int = 0,
@@ -106,10 +108,11 @@ class Streams:
         With gradient accumulation, an optimizer step is several draws. They are made ready in other processes, or in a
         thread where the latents are cached, while the model computes.
         """
+        for_workers = _for_workers(self.datasets)
         if all(dataset.latents is not None for dataset in self.datasets.values()):
             with closing(ahead(self._here(start), AHEAD)) as draws:
                 yield from draws
-        elif not self.workers:
+        elif not self.workers or not for_workers:
             yield from self._here(start)
         else:
             yield from self._by_workers(start)
@@ -232,11 +235,16 @@ class _Sampler:
         return self.draws
 
 
+def _for_workers(datasets: Datasets) -> dict[str, Dataset]:
+    """Those that worker processes can load a batch of: not cached, and not read from the start on."""
+    return {name: d for name, d in datasets.items() if isinstance(d, Dataset) and d.latents is None}
+
+
 class _Loads(torch.utils.data.Dataset):
     """What worker processes do: the batches of datasets whose latents are not cached."""
 
-    def __init__(self, datasets: Mapping[str, Dataset], rank: int, world_size: int) -> None:
-        self.datasets = {name: dataset for name, dataset in datasets.items() if dataset.latents is None}
+    def __init__(self, datasets: Datasets, rank: int, world_size: int) -> None:
+        self.datasets = _for_workers(datasets)
         self.rank = rank
         self.world_size = world_size
 

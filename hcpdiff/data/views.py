@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from hcpdiff.data.transforms import place
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import SizeInfo
+
+Size: TypeAlias = tuple[int, int]  # (height, width)
 
 _RATIOS = (0.7548776662466927, 0.5698402909980532, 0.618033988749895)  # 1 / g, 1 / g^2, g^3 = g + 1; the golden ratio
 
@@ -65,20 +67,29 @@ class Views:
         """Which variant the n-th showing of an image uses: they take turns, each image from a place of its own."""
         return 0 if self.variants in (None, 1) else (showing + derive(0, "first variant", key)) % self.variants
 
-    def fixed(self, key: str, variant: int, original: tuple[int, int], target: tuple[int, int]) -> View:
-        """One of the countable views. Those of an image are spread evenly (by the R2 sequence), not drawn apart."""
+    def fixed(self, key: str, variant: int, original: Size, target: Size, *, resize: bool = True) -> View:
+        """One of the countable views. Those of an image are spread evenly (by the R2 sequence), not drawn apart.
+
+        Args:
+            key: of the image.
+            variant: which of them.
+            original: (height, width) of the image.
+            target: (height, width) that it is cut to.
+            resize: False: it is not scaled, but cropped or padded to the target.
+        """
         if not self.random:
-            return View(place(original, target), flip=self.flip == 1)
+            return View(place(original, target, resize=resize), flip=self.flip == 1)
         rng = python_random(0, "variants", key)
         spread = [(rng.random() + variant * ratio) % 1 for ratio in _RATIOS]
-        return self._view(spread, derive(0, "transforms", key, variant), original, target)
+        return self._view(spread, derive(0, "transforms", key, variant), original, target, resize)
 
-    def drawn(self, seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
-        """One of the endless views; `seed` decides which."""
+    def drawn(self, seed: int, original: Size, target: Size, *, resize: bool = True) -> View:
+        """One of the endless views; `seed` decides which. For the rest see `fixed`."""
         rng = python_random(seed, "view")
-        return self._view([rng.random() for _ in range(3)], derive(seed, "transforms"), original, target)
+        return self._view([rng.random() for _ in range(3)], derive(seed, "transforms"), original, target, resize)
 
-    def _view(self, chance: Sequence[float], seed: int, original: tuple[int, int], target: tuple[int, int]) -> View:
+    def _view(self, chance: Sequence[float], seed: int, original: Size, target: Size, resize: bool) -> View:
         """The view that three numbers in [0, 1) and a seed for the user's transforms decide."""
         position = (chance[0], chance[1]) if self.crop == "random" else (0.5, 0.5)
-        return View(place(original, target, position), chance[2] < self.flip, seed if self.augmented else None)
+        size = place(original, target, position, resize=resize)
+        return View(size, chance[2] < self.flip, seed if self.augmented else None)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from hcpdiff.config.ranges import at_least_1
 from hcpdiff.models import unet
 from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.folder import ModelFolder, Part
+from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
+from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.unet import UNetFamily
 from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning, SizeInfo
@@ -57,6 +61,9 @@ class SDXL(UNetFamily):
         vae_dtype: str | torch.dtype = "float32",
         clip_skip: int = 1,
         empty_prompt: Literal["encode", "zeros"] | None = None,
+        emphasis: Literal["none", "webui", "braces"] = "none",
+        chunks: Annotated[int, at_least_1] | Literal["auto"] = 1,
+        chunk_pooling: Literal["first", "mean"] = "first",
         prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
         zero_terminal_snr: bool | None = None,
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
@@ -70,8 +77,13 @@ class SDXL(UNetFamily):
             text_dtype: None takes `dtype`.
             vae_dtype: the original VAE overflows in float16.
             clip_skip: how many of the last layers of both CLIPs are left out.
-            empty_prompt: how an empty prompt is told: "encode" it as any other text, or "zeros", as diffusers does where
-                no negative prompt is given. None takes what the folder says; the official model wants zeros.
+            empty_prompt: how an empty prompt is told: "encode" it as any other text, or "zeros". None takes what the
+                folder says, which diffusers heeds where no negative prompt is given; the official one says zeros.
+            emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
+                "none" takes every sign as text: tags are full of brackets.
+            chunks: how many times 75 tokens of a prompt are read; "auto" as many as the longest of a batch needs, for
+                inference alone.
+            chunk_pooling: the pooled vector is that of the "first" chunk, or the "mean" of those that have text.
             prediction: what the UNet predicts; None takes what the folder's scheduler says.
             zero_terminal_snr: whether the last timestep is pure noise; None takes what the scheduler says.
             from_scratch: parts that start from random weights; of these only configs need to be there.
@@ -96,6 +108,7 @@ class SDXL(UNetFamily):
             zero_terminal_snr=zero_terminal_snr,
             clip_skip=clip_skip,
             empty_prompt=empty_prompt,
+            reading=Reading(emphasis, chunks, chunk_pooling),
         )
 
     @classmethod
@@ -108,12 +121,13 @@ class SDXL(UNetFamily):
 
     @property
     def text_settings(self) -> str:
-        return f"clip_skip={self.clip_skip} empty_prompt={self.empty_prompt}"
+        return f"clip_skip={self.clip_skip} empty_prompt={self.empty_prompt} {self.reading}"
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """The token features of both CLIPs beside each other, and the pooled feature of the second."""
+        read = self._tokens(prompts)
         both = [
-            clip.encode(encoder, self._ids(name, prompts), skip=self.clip_skip)
+            chunked.encode(read[name], partial(clip.encode, encoder, skip=self.clip_skip), pooling=self.reading.pooling)
             for name, encoder in self.text_encoders.items()
         ]
         tokens, pooled = torch.cat([features for features, _ in both], dim=-1), both[-1][1]

@@ -2,60 +2,160 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
+from hcpdiff.data.cache import ALONE, Team
 from hcpdiff.data.dataset import CacheMode, Dataset
+from hcpdiff.data.streams import Datasets
+from hcpdiff.train.fingerprints import fingerprint, in_words
+from hcpdiff.train.idle import on_device
 from hcpdiff.train.objective import Objective
 from hcpdiff.types import Conditioning
 
 log = logging.getLogger("hcpdiff.train")
 
 
+@dataclass
+class Encoders:
+    """How the caches of a run are made, and what tells them from those of other models.
+
+    Args:
+        device: where to encode.
+    """
+
+    objective: Objective
+    device: torch.device
+    _fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ImageEncoder`."""
+        mean, std = self.objective.family.latent_distribution(images.to(self.device))
+        return mean.cpu(), std.cpu()
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
+        """See `PromptEncoder`."""
+        return self.objective.family.encode_prompt(prompts).map(Tensor.cpu)
+
+    def key(self, part: str, mode: CacheMode) -> str:
+        """What a cache on disk is keyed by; one in memory has this run's encoder anyway."""
+        if mode != "disk":
+            return ""
+        if part not in self._fingerprints:
+            self._fingerprints[part] = fingerprint(self.objective.family.get_submodule(part))
+        settings = self.objective.family.text_settings if part == "text_encoders" else ""
+        return self._fingerprints[part] + settings
+
+    def about(self, part: str) -> str:
+        """The encoder in words."""
+        return in_words(self.objective.family.get_submodule(part))
+
+    @property
+    def negatives(self) -> bool:
+        """Whether the run uses negative prompts."""
+        return self.objective.guidance is not None
+
+
+def prepare(objective: Objective, datasets: Datasets, *, seed: int, quiet: bool = False) -> None:
+    """Look over the datasets of a run.
+
+    Args:
+        quiet: show no progress bars.
+
+    Raises:
+        ValueError: a cache of something that this run changes, or a dataset is of no use.
+    """
+    for name, dataset in datasets.items():
+        _check(objective, dataset.cache_latents, f"data.{name}.cache_latents", "vae", "latents change")
+        _check(objective, dataset.cache_text, f"data.{name}.cache_text", "text_encoders", "its output changes")
+    for name, dataset in datasets.items():
+        spec = objective.family.latent
+        with _bar(f"looking over {name}", "image", quiet) as show:
+            dataset.prepare(seed, name, spec.multiple_of, log.info, max_side=spec.max_side, progress=show)
+
+
 def fill(
-    objective: Objective, datasets: Mapping[str, Dataset], *, seed: int, workers: int = 0, quiet: bool = False
+    objective: Objective,
+    datasets: Datasets,
+    *,
+    seed: int,
+    workers: int = 0,
+    quiet: bool = False,
+    device: torch.device | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Prepare the datasets of a run and fill the caches that they ask for.
 
     Args:
         workers: processes that decode images.
         quiet: show no progress bars.
+        device: where to encode; default: where the model is.
+        team: the processes of the run, which share the work.
 
     Raises:
         ValueError: a cache of something that this run changes, or a dataset is of no use.
     """
+    prepare(objective, datasets, seed=seed, quiet=quiet)
     family = objective.family
-    for name, dataset in datasets.items():
-        _check(objective, dataset.cache_latents, f"data.{name}.cache_latents", "vae", "latents change")
-        _check(objective, dataset.cache_text, f"data.{name}.cache_text", "text_encoders", "its output changes")
-    for name, dataset in datasets.items():
-        dataset.prepare(seed, name, family.latent.multiple_of, log.info)
-    device = next(family.denoiser.parameters()).device
-
-    def encode_image(images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = family.latent_distribution(images.to(device))
-        return mean.cpu(), std.cpu()
-
-    def encode_prompt(prompts: Sequence[str]) -> Conditioning:
-        return family.encode_prompt(prompts).map(Tensor.cpu)
-
-    negatives = objective.guidance is not None
-    with torch.no_grad():
-        for name, dataset in datasets.items():
-            if dataset.cache_latents:
-                key = _key(dataset.cache_latents, family.vae)
+    encoders = Encoders(objective, device or next(family.denoiser.parameters()).device)
+    known = {name: dataset for name, dataset in datasets.items() if isinstance(dataset, Dataset)}
+    latents = {name: dataset for name, dataset in known.items() if dataset.cache_latents}
+    texts = {name: dataset for name, dataset in known.items() if dataset.cache_text}
+    if latents:
+        with torch.no_grad(), on_device(family.vae, encoders.device):
+            for name, dataset in latents.items():
                 with _bar(f"latents of {name}", "image", quiet) as show:
-                    dataset.store_latents(encode_image, key, workers=workers, progress=show)
-            if dataset.cache_text:
-                key = _key(dataset.cache_text, family.text_encoders) + family.text_settings
+                    dataset.store_latents(
+                        encoders.encode_image,
+                        encoders.key("vae", dataset.cache_latents),
+                        workers=workers,
+                        progress=show,
+                        about=encoders.about("vae"),
+                        team=team,
+                    )
+    if texts:
+        with torch.no_grad(), on_device(family.text_encoders, encoders.device):
+            for name, dataset in texts.items():
                 with _bar(f"prompts of {name}", "prompt", quiet) as show:
-                    dataset.store_text(encode_prompt, key, negatives=negatives, progress=show)
+                    dataset.store_text(
+                        encoders.encode_prompt,
+                        encoders.key("text_encoders", dataset.cache_text),
+                        negatives=encoders.negatives,
+                        progress=show,
+                        about=encoders.about("text_encoders"),
+                        team=team,
+                    )
+
+
+def team_of(accelerator: Accelerator) -> Team:
+    """The processes of a run."""
+    if accelerator.num_processes == 1:
+        return ALONE
+
+    def most(number: int) -> int:
+        numbers = accelerator.gather(torch.tensor([number], dtype=torch.int64, device=accelerator.device))
+        assert isinstance(numbers, Tensor)
+        return int(numbers.max())
+
+    local = accelerator.local_process_index
+    return Team(accelerator.process_index, accelerator.num_processes, local, most(local) + 1, most)
+
+
+def unused_parts(datasets: Datasets) -> list[str]:
+    """The parts of the model that training itself does not use, as all that they give is cached."""
+    parts = []
+    if all(dataset.latents is not None for dataset in datasets.values()):
+        parts.append("vae")
+    if all(dataset.text is not None for dataset in datasets.values()):
+        parts.append("text_encoders")
+    return parts
 
 
 def _check(objective: Objective, mode: CacheMode, key: str, part: str, effect: str) -> None:
@@ -68,20 +168,6 @@ def _check(objective: Objective, mode: CacheMode, key: str, part: str, effect: s
     layers = (ref.path for a in objective.plugins.attachments for ref in (*a.sources, *a.targets))
     if any(f"{path}.".startswith(f"{part}.") for path in layers):
         raise ValueError(f"{key}: a plugin works on {thing}, so {effect}; set it to false")
-
-
-def _key(mode: CacheMode, encoder: nn.Module) -> str:
-    """What a cache on disk is keyed by; one in memory has this run's encoder anyway."""
-    return fingerprint(encoder) if mode == "disk" else ""
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights with their names and dtypes."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @contextmanager

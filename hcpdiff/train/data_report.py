@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from hcpdiff.config import build, load, require
-from hcpdiff.config.selectors import latent_spec
-from hcpdiff.data.preview import contact_sheet, summarize
+from hcpdiff.config.selectors import latent_spec, token_counter
+from hcpdiff.data.dataset import Dataset
+from hcpdiff.data.manifest import file_name, written
+from hcpdiff.data.seeing import Report, look_at, page
+from hcpdiff.infer.save import write_image
+
+log = logging.getLogger("hcpdiff.train")
 
 
-def report(cfg: str | Path, overrides: Sequence[str] = (), *, out: Path, trust: Sequence[str] = ()) -> Iterator[str]:
-    """Lines about every dataset of a config; one contact sheet per dataset is written next to `out`.
+def report(
+    cfg: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path = Path("data.html"),
+    images: int = 500,
+    trust: Sequence[str] = (),
+) -> Iterator[str]:
+    """Lines about every dataset of a config; a page about all of them, and a contact sheet of each, are written.
+
+    Args:
+        out: where the page goes; its suffix becomes .html. Contact sheets lie beside it as .png.
+        images: how many of each dataset to decode at most, evenly spread.
 
     Raises:
         ConfigError: listing every mistake in the config.
@@ -19,12 +39,36 @@ def report(cfg: str | Path, overrides: Sequence[str] = (), *, out: Path, trust: 
     """
     config = load(cfg, overrides, trust)
     require(config, "model", "data")
-    multiple_of = latent_spec(config).multiple_of
-    datasets = build(config, "data")
+    spec, count_tokens = latent_spec(config), token_counter(config)
+    datasets, reports = build(config, "data"), list[Report]()
     for name, dataset in datasets.items():
-        dataset.prepare(config.get("seed", 0), name, multiple_of, lambda line: None)
-        yield str(summarize(dataset))
-        sheet = out if len(datasets) == 1 else out.with_name(f"{out.stem}-{name}{out.suffix}")
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(dataset).save(sheet)
+        lines: list[str] = []
+        with _bar(f"looking over {name}") as show:
+            seed = config.get("seed", 0)
+            dataset.prepare(seed, name, spec.multiple_of, lines.append, max_side=spec.max_side, progress=show)
+        if not isinstance(dataset, Dataset):  # of what is streamed, the start alone is known
+            yield from lines
+            continue
+        with _bar(f"images of {name}") as show:
+            found = look_at(dataset, images=images, count_tokens=count_tokens, progress=show)
+        yield from found.lines()
+        sheet = out.with_name(f"{out.stem}.png" if len(datasets) == 1 else f"{out.stem}-{file_name(name)}.png")
+        write_image(found.sheet(), sheet)
         yield f"{name}: contact sheet in {sheet}"
+        reports.append(found)
+    whole = out.with_suffix(".html")
+    with written(whole) as file:
+        file.write(page(f"Data of {cfg}", reports))
+    yield f"page in {whole}"
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for what takes longer than two seconds."""
+    with tqdm(desc=title, unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

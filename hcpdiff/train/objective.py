@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 
-from hcpdiff.diffusion.guidance import guided, needs_negative
+from hcpdiff.diffusion.guidance import guided
 from hcpdiff.diffusion.losses import masked, mse
 from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.diffusion.process import Process
@@ -53,13 +53,7 @@ class Objective(nn.Module):
     def from_settings(
         cls, family: ModelFamily, plugins: PluginGroup, settings: TrainSettings, *, seed: int
     ) -> Objective:
-        """The objective of a run; what its settings leave out is uniform timesteps, Gaussian noise and squared error.
-
-        Raises:
-            ValueError: the guidance would do nothing.
-        """
-        if settings.guidance is not None and not needs_negative(settings.guidance):
-            raise ValueError("train.guidance: at 1 the negative prompt counts for nothing; leave it out, or use more")
+        """The objective of a run; left out, timesteps are uniform, noise is Gaussian and the loss the squared error."""
         return cls(
             family,
             plugins,

@@ -54,6 +54,19 @@ def state_of(schedule: LRScheduler | None) -> dict[str, Any] | None:
     return state | {"lr_lambdas": [None] * len(state["lr_lambdas"])} if "lr_lambdas" in state else state
 
 
+def restore(schedule: LRScheduler, state: dict[str, Any]) -> None:
+    """Go on from a state; the rates are those that the config gives for that step, if it is now a longer run's."""
+    schedule.load_state_dict(state)
+    if isinstance(schedule, LambdaLR):
+        rates = [
+            base * factor(schedule.last_epoch)
+            for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
+
+
 def _progress(step: int, start: int, end: int) -> float:
     """0 up to `start`, 1 from `end` on."""
     return min(max((step - start) / max(end - start, 1), 0.0), 1.0)

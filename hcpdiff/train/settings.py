@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from hcpdiff.config.ranges import Range
+from hcpdiff.diffusion.guidance import needs_negative
 from hcpdiff.diffusion.process import Process
 from hcpdiff.infer.request import Request
+
+if TYPE_CHECKING:
+    from hcpdiff.data.dataset import Dataset
 
 Optimizer = torch.optim.Optimizer
 PositiveInt = Annotated[int, Range(ge=1)]
@@ -76,3 +80,13 @@ class TrainSettings:
     loggers: list[Any] = field(default_factory=list)  # besides metrics.jsonl
     callbacks: list[Any] = field(default_factory=list)
     workers: Annotated[int, Range(ge=0)] = 0  # processes that load images
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None and not needs_negative(self.guidance):
+            raise ValueError("guidance: at 1 the negative prompt counts for nothing; leave it out, or use more")
+
+    def check_datasets(self, datasets: Mapping[str, Dataset]) -> None:
+        """Raise if a run on these datasets would train nothing."""
+        if datasets and not any(dataset.loss_weight for dataset in datasets.values()):
+            key = f"data.{next(iter(datasets))}.loss_weight"
+            raise ValueError(f"{key}: 0 for every dataset would train nothing; use a number above 0")

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hcpdiff.data.dataset import Dataset
-from hcpdiff.data.streams import Streams
+from hcpdiff.data.streams import Datasets, Streams
 from hcpdiff.infer.generate import check_size
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins.group import PluginGroup
@@ -22,10 +21,12 @@ from hcpdiff.train import caching, checkpoint, compatible, exporting
 from hcpdiff.train.callbacks import Callback, Metrics, Preview, Progress, Save
 from hcpdiff.train.ema import EMA
 from hcpdiff.train.finite import FiniteCheck, NonFiniteLossError, check_weights
+from hcpdiff.train.idle import Idle
+from hcpdiff.train.manifest import Manifest
 from hcpdiff.train.objective import Objective
 from hcpdiff.train.parameters import parameter_groups, trained_parameters
 from hcpdiff.train.precision import make_accelerator
-from hcpdiff.train.schedules import state_of
+from hcpdiff.train.schedules import restore, state_of
 from hcpdiff.train.settings import LayerGroup, TrainSettings
 from hcpdiff.train.stopping import StopSignals
 from hcpdiff.types import Batch
@@ -44,6 +45,8 @@ class Trainer:
         plugins: attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
         metadata: for the header of the files that a user takes away.
+        discard_unused: free the memory of the VAE and the text encoders if the run does not need them, as all that they
+            give is cached; `family` is of no further use then. Else they wait on the CPU.
 
     Raises:
         ValueError: a setting does not fit the model or this machine, or nothing is trained.
@@ -52,7 +55,7 @@ class Trainer:
     def __init__(
         self,
         family: ModelFamily,
-        datasets: Mapping[str, Dataset],
+        datasets: Datasets,
         settings: TrainSettings,
         *,
         plugins: PluginGroup,
@@ -60,6 +63,7 @@ class Trainer:
         finetune: Sequence[LayerGroup] = (),
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
+        discard_unused: bool = False,
     ) -> None:
         self.family, self.datasets, self.settings, self.plugins = family, dict(datasets), settings, plugins
         self.folder, self.finetune, self.seed, self.metadata = folder, list(finetune), seed, dict(metadata or {})
@@ -74,10 +78,13 @@ class Trainer:
         optimizer = settings.optimizer(groups)
         self.described = compatible.describe(optimizer)
         self.schedule = settings.schedule(optimizer) if settings.schedule else None
+        _check_loop_fits(optimizer, self.schedule)
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.ema = EMA(self.parameters, settings.ema) if settings.ema else None
+        needed = bool(settings.preview or settings.callbacks or finetune)  # for pictures, or for the model's folder
+        self.idle = Idle(family, self.accelerator.device, keep=needed or not discard_unused)
         self.metrics = Metrics()
-        self.callbacks: list[Callback] = [self.metrics, Progress(), Save(), Preview(), *settings.callbacks]
+        self.callbacks: list[Callback] = [self.metrics, Progress(), Save(), Preview(), Manifest(), *settings.callbacks]
         self.step = 0  # optimizer steps done
         self.rates: dict[str, float] = {}  # learning rates of the last step, by parameter group
         self.shown = dict.fromkeys(self.datasets, 0)  # batches of each dataset so far
@@ -114,8 +121,10 @@ class Trainer:
 
     def load_data(self) -> Streams:
         """Look over the datasets and fill the caches that they ask for: the batches of the run."""
-        quiet = not self.accelerator.is_main_process
-        caching.fill(self.objective, self.datasets, seed=self.seed, workers=self.settings.workers, quiet=quiet)
+        quiet, team = not self.accelerator.is_main_process, caching.team_of(self.accelerator)
+        workers = self.settings.workers
+        caching.fill(self.objective, self.datasets, seed=self.seed, workers=workers, quiet=quiet, team=team)
+        self.idle.release(caching.unused_parts(self.datasets))
         return Streams(
             self.datasets,
             mode=self.settings.datasets,
@@ -204,7 +213,7 @@ class Trainer:
                 parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
+            restore(self.schedule, state["schedule"])
         if self.ema is not None:
             self.ema.load(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -253,3 +262,14 @@ class Trainer:
     def _call(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
+
+
+def _check_loop_fits(optimizer: Any, schedule: Any) -> None:
+    """Raise for the few classes of torch that want more of a training loop than `step()`."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("train.optimizer: LBFGS computes a step's loss several times; use torch.optim.AdamW")
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(
+            "train.schedule: ReduceLROnPlateau wants a loss of its own, and a step's is mostly noise; "
+            "use hcpdiff.train.schedules.cosine"
+        )

@@ -38,11 +38,17 @@ def make(images: Path) -> Callable[..., Dataset]:
     """A prepared dataset of the pictures: 32 x 32 and 4 in a batch unless told otherwise; its log is `.lines`."""
 
     def build(
-        source: object = None, bucket: object = None, *, seed: int = 0, name: str = "main", **options: object
+        source: object = None,
+        bucket: object = None,
+        *,
+        seed: int = 0,
+        name: str = "main",
+        max_side: int | None = None,
+        **options: object,
     ) -> Dataset:
         dataset = Dataset(source or FolderSource(images), bucket or FixedBucket(32), **{"batch_size": 4, **options})
         dataset.lines = []
-        dataset.prepare(seed=seed, name=name, multiple_of=8, log=dataset.lines.append)
+        dataset.prepare(seed=seed, name=name, multiple_of=8, log=dataset.lines.append, max_side=max_side)
         return dataset
 
     return build

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from hcpdiff.data import CaptionDropout, Dataset, FixedBucket, FolderSource, RatioBucket, TagShuffle
+from hcpdiff.data.cached_latents import CachedLatents
+from hcpdiff.data.normals import normals
 from hcpdiff.types import Prompt
 
 Make = Callable[..., Dataset]
@@ -59,6 +61,56 @@ def test_the_disk_is_read_by_the_next_run_and_only_changes_are_computed(
     assert 0 < computed(crop="random", variants=2) < 22  # square images have one crop only, which is there
     assert computed(flip=1.0) == 11
     assert computed() == 0
+
+
+def test_each_resolution_of_an_image_has_latents_of_its_own(make: Make, encode_image) -> None:
+    options = {"bucket": [FixedBucket(32), FixedBucket(24)]}
+    cached, live = make(cache_latents="memory", **options), make(**options)
+    cached.store_latents(encode_image, "vae")
+    assert encode_image.seen == 22
+    for number in range(cached.batches_per_epoch):
+        batch, expected = cached.batch(number), live.batch(number)
+        assert (batch.keys, batch.sizes) == (expected.keys, expected.sizes)
+        assert batch.images.shape[-1] == expected.images.shape[-1] // 8
+
+
+def test_condition_images_become_latents_if_that_is_asked_for(
+    make: Make, images: Path, tmp_path: Path, encode_image
+) -> None:
+    for name in FolderSource(images).files:
+        (tmp_path / "control" / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(images / name) as image:
+            image.save(tmp_path / "control" / name)
+    dataset = make(FolderSource(images, control_images=tmp_path / "control"))
+    latents = CachedLatents(dataset.samples, tmp_path / "cache", "vae", encoded_inputs=["control_image"])
+    assert latents.fill(encode_image) == 11
+    batch, expected = latents.batch(0, range(4)), [dataset.samples.sample(0, n) for n in range(4)]
+    control = torch.stack([sample.image for sample in expected])  # the same picture as the condition
+    assert torch.equal(batch.inputs["control_image"], encode_image(control)[0])
+    images_instead = CachedLatents(dataset.samples, tmp_path / "cache", "vae")
+    assert images_instead.fill(encode_image) == 11
+    assert images_instead.batch(0, range(4)).inputs["control_image"].shape == (4, 3, 32, 32)
+
+
+def test_two_images_of_one_content_are_computed_once(make: Make, images: Path, encode_image) -> None:
+    (images / "copy.png").write_bytes((images / "01.png").read_bytes())
+    dataset = make(cache_latents="memory")
+    dataset.store_latents(encode_image, "vae")
+    assert encode_image.seen == 11
+    assert len(dataset.latents) == 12
+
+
+def test_the_noise_of_latents_is_normal_and_independent() -> None:
+    drawn = normals(list(range(50)), 4096)
+    # Deviations allowed: five standard errors of so many numbers.
+    assert drawn.mean().abs() < 5 / 4096**0.5 / 50**0.5
+    assert (drawn.var() - 1).abs() < 5 * (2 / (50 * 4096)) ** 0.5
+    for value in (-2, -1, 0, 1, 2):
+        below = float(torch.special.ndtr(torch.tensor(float(value))))
+        assert abs((drawn < value).float().mean() - below) < 5 * (below * (1 - below) / (50 * 4096)) ** 0.5
+    alike = torch.corrcoef(drawn) - torch.eye(50)
+    assert alike.abs().max() < 6 / 4096**0.5
+    assert torch.equal(normals([7, 3], 4095, torch.bfloat16)[1], normals([3], 4096, torch.bfloat16)[0, :4095])
 
 
 def test_equal_names_in_two_folders_do_not_collide(make: Make, tmp_path: Path, encode_image) -> None:
@@ -121,6 +173,16 @@ def test_transforms_are_part_of_the_key(make: Make, tmp_path: Path, encode_image
         make(cache_latents="disk", cache_dir=tmp_path, **options).store_latents(encode_image, "vae")
 
 
+def test_latents_of_prompts_alone_are_refused(make: Make, encode_image) -> None:
+    class Prompts(FolderSource):
+        has_images = False
+
+    dataset = make()
+    dataset.samples.sources = [Prompts(dataset.sources[0].path)]
+    with pytest.raises(ValueError, match=r"data\.main\.cache_latents: a source of prompts alone has no images"):
+        dataset.store_latents(encode_image, "vae")
+
+
 def test_conditioning_comes_from_the_cache(make: Make, tmp_path: Path, encode_prompt) -> None:
     options = {"template": ["{a} {caption}"], "word_names": {"a": ["good", "bad"]}, "prompt_dropout": 0.3}
     dataset = make(cache_text="disk", cache_dir=tmp_path, **options)
@@ -157,12 +219,17 @@ def test_one_prompt_for_all_is_stored_and_kept_once(make: Make, encode_prompt) -
     assert dataset.batch(0).negative is None
 
 
-def test_endless_prompts_are_detected_and_encoded_as_they_come(make: Make, encode_prompt) -> None:
+def test_endless_prompts_are_detected_and_encoded_as_they_come(make: Make, images: Path, encode_prompt) -> None:
+    for path in images.rglob("*.txt"):
+        path.write_text("one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve")
     dataset = make(cache_text="memory", caption_transforms=[TagShuffle()])
     assert not dataset.store_text(encode_prompt, "text encoders")
     assert encode_prompt.seen == 0
     assert dataset.batch(0).positive is None
     assert "data.main.cache_text: there are ever new prompts, so they are encoded as they come" in dataset.lines
+
+
+def test_prompts_that_are_a_few_are_all_cached(make: Make, encode_prompt) -> None:
     finite = make(cache_text="memory", caption_transforms=[CaptionDropout(0.5)])
     assert finite.store_text(encode_prompt, "text encoders")
     assert finite.samples.all_prompts() >= {Prompt(""), Prompt("picture 1, red, blue")}

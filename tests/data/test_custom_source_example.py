@@ -11,6 +11,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_source.py"
 def test_the_example_runs_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     printed = capsys.readouterr().out
-    assert "3 images of 64x64" in printed
+    assert "main: 3 images, 3 with a caption" in printed
     assert "sheet of paper" in printed
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 60

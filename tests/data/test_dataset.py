@@ -12,6 +12,7 @@ from PIL import Image
 
 import hcpdiff.data
 from hcpdiff.data import Dataset, FixedBucket, FolderSource, RatioBucket, Record, TagShuffle
+from hcpdiff.data.seeing.summary import summary_lines
 from hcpdiff.types import Prompt
 
 Make = Callable[..., Dataset]
@@ -56,7 +57,7 @@ def test_everything_is_a_function_of_seed_and_name(make: Make) -> None:
 
 def test_random_crops_differ_between_epochs_and_variants_take_turns(make: Make) -> None:
     def views(dataset: Dataset, epochs: int) -> set:
-        number = dataset.samples.items.keys.index("02.png")  # 60 x 30: much to crop
+        number = next(i for i in range(len(dataset)) if dataset.samples.key(i) == "02.png")  # 60 x 30: much to crop
         return {dataset.samples.view(epoch, number)[0] for epoch in range(epochs)}
 
     assert len(views(make(crop="random", flip=0.5), 20)) > 10
@@ -122,10 +123,19 @@ def test_too_many_bad_images_stop_the_run_with_a_list(make: Make, images: Path) 
 
 
 def test_a_caption_that_cannot_be_read_makes_its_image_bad(make: Make, images: Path) -> None:
-    (images / "01.txt").write_bytes(b"\xff\xfe\xff")
+    (images / "01.txt").write_bytes(b"\xff\xff")
     dataset = make()
-    assert "01.png" not in epoch_keys(dataset)
+    assert [file.key for file in dataset.bad] == ["01.png"], "at once, whatever is cached"
     assert "01.txt is not UTF-8" in dataset.bad[0].reason
+    assert "01.png" not in epoch_keys(dataset)
+
+
+def test_a_size_beyond_what_the_model_can_place_is_an_error_that_names_an_image(make: Make, images: Path) -> None:
+    Image.new("RGB", (400, 8)).save(images / "long.png")
+    with pytest.raises(
+        ValueError, match=r"data\.main\.bucket: 8 x 224, e\.g\. for long\.png, is longer than the 64 pixels"
+    ):
+        make(bucket=RatioBucket(32 * 32, num_buckets=3), max_side=64)
 
 
 def test_if_no_image_of_a_size_can_be_read_the_run_stops(make: Make, images: Path) -> None:
@@ -145,8 +155,9 @@ def test_padded_batches_have_full_size_and_no_loss_on_the_padding(make: Make) ->
 
 def test_the_log_says_what_an_epoch_is(make: Make) -> None:
     dataset = make(template=["{pt1}{caption}"])
-    assert dataset.lines == [
-        "data.main: 11 images of 32x32; an epoch is 11 samples in 3 batches",
+    assert dataset.lines[:6] == summary_lines(dataset)
+    assert dataset.lines[0] == "data.main: 11 images, 11 with a caption"
+    assert dataset.lines[6:] == [
         "data.main: 1 of 3 batches have fewer than 4 images",
         "data.main: word_names has no entry for {pt1}, so the templates get nothing there",
     ]
@@ -157,7 +168,7 @@ def test_the_log_says_what_an_epoch_is(make: Make) -> None:
     [
         ({"batch_size": 0}, "batch_size: 0 is not a batch size; use 1 or more"),
         ({"weight": 0}, "weight: 0 would never draw this dataset"),
-        ({"underfilled": "merge"}, "underfilled: 'merge' is unknown; use 'keep', 'pad', 'repeat', 'drop'"),
+        ({"underfilled": "mend"}, "underfilled: 'mend' is unknown; use 'keep', 'pad', 'repeat', 'drop', 'merge'"),
         ({"cache_latents": "ram"}, "cache_latents: 'ram' is unknown; use False, 'memory', 'disk'"),
         ({"crop": "left"}, "crop: 'left' is unknown; use 'center' or 'random'"),
         ({"flip": 2}, "flip: 2 is no probability"),

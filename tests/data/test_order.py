@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections import Counter
 from itertools import pairwise
 
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcpdiff.data.order import plan, uneven
+from hcpdiff.data.order import Epochs, plan, uneven
 
 counts = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
@@ -23,7 +25,7 @@ def epoch_of(counts: list[int], batch_size: int, underfilled: str, seed: int = 0
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(counts, st.integers(1, 9), st.sampled_from(["keep", "pad", "repeat", "drop"]))
+@given(counts, st.integers(1, 9), st.sampled_from(["keep", "pad", "repeat", "drop", "merge"]))
 def test_a_batch_has_one_size_and_is_never_too_large(counts: list[int], batch_size: int, underfilled: str) -> None:
     groups = groups_of(counts)
     owner = {int(sample): number for number, group in enumerate(groups) for sample in group}
@@ -32,11 +34,11 @@ def test_a_batch_has_one_size_and_is_never_too_large(counts: list[int], batch_si
         rows = epoch[number].tolist()
         assert len({owner[row] for row in rows}) == 1
         assert 0 < len(rows) <= batch_size
-        assert len(rows) == batch_size or underfilled == "keep"
+        assert len(rows) == batch_size or underfilled in ("keep", "merge")
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(counts, st.integers(1, 4), st.sampled_from([1, 2, 3, 4]), st.sampled_from(["keep", "pad"]))
+@given(counts, st.integers(1, 4), st.sampled_from([1, 2, 3, 4]), st.sampled_from(["keep", "pad", "merge"]))
 def test_every_sample_counts_once_over_all_processes(
     counts: list[int], share: int, world_size: int, underfilled: str
 ) -> None:
@@ -65,17 +67,91 @@ def test_repeat_fills_batches_and_drop_leaves_out() -> None:
     repeat, drop = epoch_of([5, 2], 4, "repeat"), epoch_of([5, 2], 4, "drop")
     assert sorted(Counter(repeat.samples.tolist()).values()) == [1, 1, 2, 2, 2, 2, 2]
     assert (len(repeat), len(drop), len(drop.samples)) == (3, 1, 4)
-    assert uneven(repeat, 7, 4) == "underfilled: repeat shows 5 samples once more, others each epoch"
-    assert uneven(drop, 7, 4) == "underfilled: drop leaves out 3 of 7 samples, others each epoch"
+    assert uneven(repeat, groups_of([5, 2]), 4) == "underfilled: repeat shows 5 samples once more, others each epoch"
+
+
+def test_what_drop_leaves_out_is_counted_and_named() -> None:
+    drop = epoch_of([5, 2], 4, "drop")
+    first = next(iter({0, 1, 2, 3, 4} - set(drop.samples.tolist())))
+    assert uneven(drop, groups_of([5, 2]), 4, "abcdefg".__getitem__) == (
+        "underfilled: drop leaves out 3 of 7 samples, others each epoch; of sizes with fewer than 4 samples, 2 are "
+        f"left out altogether; in this one: {'abcde'[first]}, f, g"
+    )
+    assert uneven(epoch_of([7], 8, "drop"), groups_of([7]), 8, show=2).endswith("in this one: 0, 1 and 5 more")
+    assert "altogether" not in uneven(epoch_of([7], 4, "drop"), groups_of([7]), 4)
 
 
 def test_smaller_batches_are_told() -> None:
-    assert uneven(epoch_of([5, 2], 4, "keep"), 7, 4) == "2 of 3 batches have fewer than 4 images"
-    padded = uneven(epoch_of([5, 2], 4, "pad"), 7, 4)
+    assert uneven(epoch_of([5, 2], 4, "keep"), groups_of([5, 2]), 4) == "2 of 3 batches have fewer than 4 images"
+    padded = uneven(epoch_of([5, 2], 4, "pad"), groups_of([5, 2]), 4)
     assert padded == "2 of 3 batches have fewer than 4 images, filled with 5 rows of zero loss"
-    assert uneven(epoch_of([4, 8], 4, "keep"), 12, 4) == ""
+    assert uneven(epoch_of([4, 8], 4, "keep"), groups_of([4, 8]), 4) == ""
 
 
 def test_the_generator_decides_the_order() -> None:
     assert np.array_equal(epoch_of([20, 9], 4, "keep", 1).samples, epoch_of([20, 9], 4, "keep", 1).samples)
     assert not np.array_equal(epoch_of([20, 9], 4, "keep", 1).samples, epoch_of([20, 9], 4, "keep", 2).samples)
+
+
+def test_batches_of_different_sizes_are_mixed() -> None:
+    epoch = epoch_of([400, 400], 4, "keep")
+    first = [epoch[number][0] < 400 for number in range(len(epoch))]
+    changes = sum(one != other for one, other in pairwise(first))
+    assert 70 < changes < 130  # 199 neighbours, of which half differ: 100, and 30 are four standard deviations
+
+
+class Shown:
+    """Samples of which epoch e shows the first counts[e % n] of each group."""
+
+    def __init__(self, *counts: list[int]) -> None:
+        self.counts = counts
+        self.steady = len(counts) == 1
+
+    def groups(self, epoch: int) -> list[np.ndarray]:
+        return [np.arange(count) + 100 * group for group, count in enumerate(self.group_sizes(epoch))]
+
+    def group_sizes(self, epoch: int) -> np.ndarray:
+        return np.array(self.counts[epoch % len(self.counts)])
+
+
+@pytest.mark.parametrize("samples", [Shown([5, 2]), Shown([5, 2], [0, 0], [1, 9], [3, 0])])
+@pytest.mark.parametrize("underfilled", ["keep", "drop"])
+def test_batches_are_numbered_over_epochs_of_any_length(samples: Shown, underfilled: str) -> None:
+    epochs = Epochs(samples, 2, underfilled, seed=0, name="main")
+    counted = [(epoch, position) for epoch in range(12) for position in range(len(epochs[epoch]))]
+    fresh = Epochs(samples, 2, underfilled, seed=0, name="main")
+    assert fresh.locate(len(counted) - 1) == counted[-1]  # without those before
+    assert [fresh.locate(number) for number in range(len(counted))] == counted
+    assert [fresh.first_batch(epoch) for epoch in range(12)] == [
+        sum(one < epoch for one, _ in counted) for epoch in range(12)
+    ]
+    assert [fresh.batches(epoch) for epoch in range(12)] == [len(epochs[epoch]) for epoch in range(12)]
+    assert fresh.passed(1) == 1 / len(epochs[0])
+    assert fresh.passed(len(epochs[0])) == pytest.approx(1 if len(samples.counts) == 1 else 2)  # the empty one is over
+
+
+@pytest.mark.parametrize("samples", [Shown([1, 1]), Shown([1, 1], [1, 0])])
+def test_a_run_without_a_batch_is_an_error(samples: Shown) -> None:
+    with pytest.raises(ValueError, match="underfilled: 'drop' leaves nothing, as no size has 2 images; use 'keep'"):
+        Epochs(samples, 2, "drop", seed=0, name="main").locate(0)
+    with pytest.raises(ValueError, match=r"source.repeat: no image is ever shown"):
+        Epochs(Shown([0]), 2, "keep", seed=0, name="main").locate(0)
+
+
+def test_few_epochs_stay_in_memory_and_workers_get_none() -> None:
+    epochs = Epochs(Shown([5]), 2, "keep", seed=0, name="main")
+    assert epochs[1] is epochs[1]
+    for number in range(5):
+        epochs[number]
+    assert len(epochs._planned) == 2
+    there = pickle.loads(pickle.dumps(epochs))
+    assert not there._planned
+    assert np.array_equal(there[4].samples, epochs[4].samples)
+
+
+def test_datasets_of_other_names_or_seeds_have_other_orders() -> None:
+    orders = [
+        Epochs(Shown([50]), 2, "keep", seed=s, name=n)[e].samples
+        for s, n, e in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    ]
+    assert all(not np.array_equal(one, other) for one, other in itertools.combinations(orders, 2))

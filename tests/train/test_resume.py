@@ -100,6 +100,20 @@ def test_another_number_of_loader_workers_changes_nothing(tmp_path: Path) -> Non
     assert runs.metrics(tmp_path / "alone") == runs.metrics(tmp_path / "parts")
 
 
+def test_a_finished_run_that_is_made_longer_has_the_rates_of_the_longer_run(tmp_path: Path) -> None:
+    def run(name: str, steps: int) -> Trainer:
+        return runs.make(tmp_path / name, steps=steps, schedule=partial(cosine, steps=steps))
+
+    run("parts", 3).fit()
+    longer = run("parts", 6)
+    longer.resume(tmp_path / "parts" / "checkpoints" / "step-000003")
+    longer.fit()
+    run("whole", 6).fit()
+    rates = [[line["lr/style"] for line in runs.metrics(tmp_path / name)[3:]] for name in ("parts", "whole")]
+    assert rates[0] == rates[1]
+    assert rates[0][0] > 0
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     """The newest checkpoint of a finished run."""

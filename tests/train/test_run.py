@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -174,3 +174,91 @@ def test_what_is_exported_says_how_it_was_made(config: Path, tmp_path: Path) -> 
     assert header["hcpdiff.step"] == "2"
     assert "rank: 2" in header["hcpdiff.config"]
     assert torch.is_tensor(next(iter(load_file(tmp_path / "run" / "style.safetensors").values())))
+
+
+def test_the_saved_config_runs_again_under_another_name(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config.write_text(config.read_text().replace(f"exp_dir: {tmp_path / 'run'}", "exp_dir: exps/${name}"))
+    assert hcpdiff.train(config, ["train.steps=1"]) == Path("exps/test")
+    saved = Path("exps/test/config.yaml")
+    assert "exp_dir: exps/${name}\n" in saved.read_text()
+    with pytest.raises(ValueError, match=r"or start a new one with name=ANOTHER$"):
+        hcpdiff.train(saved)
+    assert hcpdiff.train(saved, ["name=other"]) == Path("exps/other")
+    assert weights(Path("exps/other")) == weights(Path("exps/test"))
+
+
+def test_a_folder_that_does_not_follow_the_name_is_left_by_another_exp_dir(config: Path, tmp_path: Path) -> None:
+    folder = hcpdiff.train(config, ["train.steps=1"])
+    with pytest.raises(ValueError, match=r"or start a new one with exp_dir=ANOTHER$"):
+        hcpdiff.train(folder / "config.yaml", ["name=other"])
+    hcpdiff.train(folder / "config.yaml", [f"exp_dir={tmp_path / 'other'}"])
+    assert weights(tmp_path / "other") == weights(folder)
+
+
+def test_a_refused_resume_leaves_the_config_of_the_run_as_it_was(config: Path, tmp_path: Path) -> None:
+    folder = hcpdiff.train(config, ["train.steps=1"])
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="it is of a run that trains something else"):
+        hcpdiff.train(config, ["plugins.style.rank=4", "train.steps=3"], resume="auto")
+    assert (folder / "config.yaml").read_text() == before
+    hcpdiff.train(config, ["train.steps=2"], resume="auto")
+    assert "steps: 2" in (folder / "config.yaml").read_text()
+
+
+class Second(Callback):
+    """Starts the run a second time while it runs."""
+
+    refusals: ClassVar[list[str]] = []
+
+    def __init__(self, cfg: str) -> None:
+        self.cfg = cfg
+
+    def on_start(self, trainer: Trainer) -> None:
+        (trainer.folder / "checkpoints" / ".step-000001.tmp").mkdir(parents=True)
+        try:
+            hcpdiff.train(self.cfg, resume="auto")
+        except ValueError as error:
+            self.refusals.append(str(error))
+        assert (trainer.folder / "checkpoints" / ".step-000001.tmp").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_a_folder_is_for_one_run_at_a_time(config: Path, tmp_path: Path) -> None:
+    Second.refusals.clear()
+    target = f"train.callbacks=[{{_target_: tests.train.test_run.Second, cfg: {config}}}]"
+    hcpdiff.train(config, [target], trust=["tests"])
+    assert Second.refusals == [
+        f"{tmp_path / 'run'}: another run is writing to it; wait for its end, or use another name"
+    ]
+    hcpdiff.train(config, ["train.steps=3"], resume="auto")  # it is free again
+
+
+def test_a_home_folder_in_exp_dir_and_resume_is_found(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert hcpdiff.train(config, ["exp_dir='~/mine'", "train.steps=1"]) == tmp_path / "mine"
+    hcpdiff.train(config, ["exp_dir='~/mine'"], resume="~/mine/checkpoints/step-000001")
+    assert len(runs.metrics(tmp_path / "mine")) == 2
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"overrides": "train.steps=2"}, r"^overrides: a text is not a list; use \['train\.steps=2'\]$"),
+        ({"resume": True}, r"^resume: True is no checkpoint; use \"auto\", or a checkpoint's folder$"),
+        ({"overrides": ["name=null"]}, "name: null is not text"),
+        ({"overrides": ["data.main.loss_weight=0"]}, "data.main.loss_weight: 0 for every dataset would train nothing"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told_before_a_folder_is_made(
+    config: Path, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        hcpdiff.train(config, **arguments)
+    assert not (tmp_path / "run").exists()

@@ -213,6 +213,18 @@ def test_a_schedule_scales_every_group(tmp_path: Path) -> None:
     assert [line["lr/more"] for line in lines] == pytest.approx([1e-3, 7.5e-4, 5e-4])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": partial(torch.optim.LBFGS, lr=0.1)}, r"train\.optimizer: LBFGS"),
+        ({"schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, r"train\.schedule: ReduceLROnPlateau"),
+    ],
+)
+def test_what_wants_another_loop_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        runs.make(tmp_path, **settings)
+
+
 class Scaled(WrapPluginBlock):
     """The layer's output times a learned number."""
 
@@ -243,7 +255,7 @@ def test_a_wrap_trains_beside_a_finetuned_host(tmp_path: Path) -> None:
         ({"finetune": [LayerGroup(layers=[""], on="unet")]}, r"finetune\[0\]\.on: 'unet' is no part of SD3; its parts"),
         ({"finetune": [LayerGroup(layers=["pre_hook:norm_out"])]}, r"finetune\[0\]\.layers\[0\].*does not fit here"),
         ({"precision": "fp16"}, "train.precision: fp16 needs a GPU; use bf16 or fp32"),
-        ({"guidance": 1.0}, "train.guidance: at 1 the negative prompt counts for nothing"),
+        ({"guidance": 1.0}, "guidance: at 1 the negative prompt counts for nothing"),
     ],
 )
 def test_a_run_that_cannot_do_what_it_says_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,10 +13,13 @@ from typing import Annotated, Literal
 import numpy as np
 from PIL import Image
 
-from hcpdiff.config.ranges import ExistingPath, at_least_1
-from hcpdiff.data.captions import CaptionOption, CaptionReader, caption_reader, stem
-from hcpdiff.data.images import SUFFIXES, read_grey, read_rgb, read_size
-from hcpdiff.data.sources.base import Record
+from hcpdiff.config.ranges import ExistingPath, positive
+from hcpdiff.data.captions import CaptionOption, CaptionReader, caption_reader, stem, weights_of
+from hcpdiff.data.headers import image_size
+from hcpdiff.data.images import read_alpha, read_grey, read_rgb
+from hcpdiff.data.index import FileIndex, hash_file
+from hcpdiff.data.sources.base import Record, Stamps
+from hcpdiff.data.sources.listing import Listing, list_folder, list_images
 
 FolderPath = Annotated[str | Path, ExistingPath("folder")]
 
@@ -26,15 +30,17 @@ class FolderSource:
     Args:
         path: the folder.
         captions: None reads `<image name>.txt` beside each image, or a `captions.json` (or an only .json file) in the
-            folder. A path to another folder does the same there. A path to a .json file, or a mapping:
-            {name: caption, or list of captions}. A callable: name -> list of captions.
+            folder; see `caption_reader`. A path to another folder does the same there. A path to a .json file, or a
+            mapping: {name: caption, or list of captions}. A callable: name -> list of captions.
         control_images: folder of condition images of the same relative path (any suffix); each becomes
             `inputs["control_image"]`, cut like its image, in [0, 1]. Every image needs one.
         loss_masks: folder of grey images of the same relative path; an image without one counts fully.
         mask_scale: "linear": black is weight 0, white is 1. "boost": mid-grey is 1 and white is 5
             (0, 25, 50, 75 and 100 % brightness give 0, 0.5, 1, 3 and 5).
+        alpha: what transparency means. "background": `background` shows through. "loss_mask": that too, and the loss
+            counts by opacity: 0 where the image is transparent; times the weight of its loss mask, if it has one.
         background: RGB colour under transparent images.
-        repeat: how often an epoch shows each image.
+        repeat: how often an epoch shows each image; 0.5 shows it in every second epoch.
         recursive: False leaves subfolders out.
 
     Raises:
@@ -49,8 +55,9 @@ class FolderSource:
         control_images: FolderPath | None = None,
         loss_masks: FolderPath | None = None,
         mask_scale: Literal["linear", "boost"] = "linear",
+        alpha: Literal["background", "loss_mask"] = "background",
         background: Sequence[int] = (255, 255, 255),
-        repeat: Annotated[int, at_least_1] = 1,
+        repeat: Annotated[float, positive] = 1,
         recursive: bool = True,
     ) -> None:
         self.path = _folder(path, "path")
@@ -58,103 +65,131 @@ class FolderSource:
         self.loss_masks = None if loss_masks is None else _folder(loss_masks, "loss_masks")
         if mask_scale not in ("linear", "boost"):
             raise ValueError(f"mask_scale: {mask_scale!r} is unknown; use 'linear' or 'boost'")
+        if alpha not in ("background", "loss_mask"):
+            raise ValueError(f"alpha: {alpha!r} is unknown; use 'background' or 'loss_mask'")
         if len(background) != 3 or not all(0 <= value <= 255 for value in background):
             raise ValueError(f"background: {list(background)} is no RGB colour; use three numbers from 0 to 255")
-        if repeat < 1:
-            raise ValueError(f"repeat: {repeat} would show no image; use 1 or more")
         self.mask_scale = mask_scale
+        self.alpha = alpha
         self.background = (int(background[0]), int(background[1]), int(background[2]))
-        self.repeat = repeat
         self.recursive = recursive
+        self._repeat = check_repeat(repeat, "repeat")
         self._caption_option = captions
+        self._root = os.path.join(os.path.abspath(self.path), "")
+        self._hash_file: Callable[[str], str] = _hash_file
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def repeat(self) -> float | np.ndarray:
+        """How often an epoch shows each image."""
+        return self._repeat
 
     def key(self, index: int) -> str:
         """The path below the folder, with forward slashes."""
         return self.files[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        return read_size(self.path / self.files[index])
+        """(height, width) of the upright image.
+
+        Raises:
+            OSError: and others; the file, or the subfolder that it stands for, cannot be read.
+        """
+        name = self.files[index]
+        if name in self._listing.unusable:
+            raise OSError(self._listing.unusable[name])
+        return image_size(self._root + name)
+
+    def stamps(self) -> Stamps:
+        """Of the image files, as they were when the folder was listed."""
+        return Stamps(_Paths(self._root, self.files), self._listing.mtimes, self._listing.sizes)
 
     def captions(self, index: int) -> Sequence[str]:
         return self._read_captions(self.files[index])
 
+    def caption_weights(self, index: int) -> Sequence[float] | None:
+        """How often each caption is drawn, if the captions say so."""
+        return weights_of(self._read_captions, self.files[index])
+
     def load(self, index: int, at_least: tuple[int, int] | None = None) -> Record:
         name = self.files[index]
-        record = Record(read_rgb(self.path / name, background=self.background, at_least=at_least))
+        path = self._root + name
+        record = Record(read_rgb(path, background=self.background, at_least=at_least))
         if self.control_images is not None:
             record.inputs["control_image"] = read_rgb(self._control(name), at_least=at_least)
         mask = self._masks.get(stem(name))
         if mask is not None:
             record.loss_mask = mask_weights(read_grey(mask), self.mask_scale)
+        if self.alpha == "loss_mask":
+            record.loss_mask = _times_opacity(record.loss_mask, read_alpha(path))
         return record
 
     def fingerprint(self, index: int) -> str:
         """Hash of all that `load` gives for this image, whatever the files are called."""
         name = self.files[index]
-        parts = [self.path / name]
+        parts = [self._root + name]
         if self.control_images is not None:
             parts.append(self._control(name))
         mask = self._masks.get(stem(name))
-        digest = hashlib.blake2b(repr((self.background, mask and self.mask_scale)).encode(), digest_size=16)
-        for part in parts if mask is None else [*parts, mask]:
-            content = part.read_bytes()
-            digest.update(len(content).to_bytes(8, "big"))
-            digest.update(content)
-        return digest.hexdigest()
+        settings = self.background, mask and self.mask_scale, self.alpha
+        contents = [self._hash_file(part) for part in ([*parts, mask] if mask else parts)]
+        return hashlib.blake2b(repr((settings, contents)).encode(), digest_size=16).hexdigest()
+
+    def use_index(self, index: FileIndex) -> None:
+        """Take the hashes of unchanged files from there."""
+        self._hash_file = index.fingerprint
+
+    @property
+    def files(self) -> list[str]:
+        """Relative paths of all images, sorted; of a subfolder that cannot be read, its path with a slash."""
+        return self._listing.names
 
     @cached_property
-    def files(self) -> list[str]:
-        """Relative paths of all images, sorted."""
+    def _listing(self) -> Listing:
         inside = {folder.resolve() for folder in (self.control_images, self.loss_masks) if folder is not None}
-        files = list_images(self.path, recursive=self.recursive, skip=inside - {self.path.resolve()})
-        if not files:
+        try:
+            listing = list_folder(self.path, recursive=self.recursive, skip=inside - {self.path.resolve()})
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from error
+        if not listing.names:
             raise ValueError(f"path: no images in {self.path}; put .png, .jpg, .webp ... files there")
-        return files
+        return listing
 
     @cached_property
     def _read_captions(self) -> CaptionReader:
         return caption_reader(self._caption_option, self.path, self.files)
 
     @cached_property
-    def _controls(self) -> dict[str, Path]:
-        return {} if self.control_images is None else _by_stem(self.control_images)
+    def _controls(self) -> dict[str, str]:
+        return {} if self.control_images is None else _by_stem(self.control_images, "control_images")
 
     @cached_property
-    def _masks(self) -> dict[str, Path]:
-        return {} if self.loss_masks is None else _by_stem(self.loss_masks)
+    def _masks(self) -> dict[str, str]:
+        return {} if self.loss_masks is None else _by_stem(self.loss_masks, "loss_masks")
 
-    def _control(self, name: str) -> Path:
+    def _control(self, name: str) -> str:
         path = self._controls.get(stem(name))
         if path is None:
             raise ValueError(f"no control image {stem(name)}.* in {self.control_images}")
         return path
 
 
-def list_images(folder: Path, *, recursive: bool = True, skip: frozenset[Path] | set[Path] = frozenset()) -> list[str]:
-    """Relative paths of the images below `folder`, sorted; links are followed, each folder once."""
-    found: list[str] = []
-    seen: set[str] = set()
+class _Paths(Sequence[str]):
+    """Names behind one folder's path, joined when they are asked for."""
 
-    def walk(here: Path, prefix: str) -> None:
-        real = os.path.realpath(here)
-        if real in seen or Path(real) in skip:
-            return
-        seen.add(real)
-        with os.scandir(here) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if recursive:
-                        walk(Path(entry.path), f"{prefix}{entry.name}/")
-                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                    found.append(prefix + entry.name)
+    def __init__(self, root: str, names: Sequence[str]) -> None:
+        self.root = root
+        self.names = names
 
-    walk(folder, "")
-    return sorted(found)
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self.root + self.names[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.root.__add__, self.names)
 
 
 def mask_weights(grey: Image.Image, scale: str) -> np.ndarray:
@@ -165,8 +200,37 @@ def mask_weights(grey: Image.Image, scale: str) -> np.ndarray:
     return np.where(values <= 127, values / 127, (values - 127) / 128 * 4 + 1).astype(np.float32)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {stem(name): folder / name for name in list_images(folder)}
+def check_repeat(repeat: float, key: str) -> float:
+    """The number of times an epoch shows an image, if it is one.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not 0 < repeat < math.inf:
+        raise ValueError(f"{key}: {repeat} would show no image; use a number above 0, e.g. 2, or 0.5")
+    return repeat
+
+
+def _times_opacity(weights: np.ndarray | None, alpha: Image.Image | None) -> np.ndarray | None:
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return weights
+    opacity = mask_weights(alpha, "linear")
+    if weights is None:
+        return opacity
+    return opacity * np.asarray(Image.fromarray(weights).resize(alpha.size, Image.Resampling.BILINEAR))
+
+
+def _hash_file(path: str) -> str:
+    return hash_file(path).hex()
+
+
+def _by_stem(folder: Path, key: str) -> dict[str, str]:
+    try:
+        names = list_images(folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    root = os.path.join(os.path.abspath(folder), "")
+    return {stem(name): root + name for name in names}
 
 
 def _folder(path: str | Path, key: str) -> Path:

@@ -22,7 +22,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length
     encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     for text, full in zip(texts, encoded.attention_mask[:, -1].tolist(), strict=True):
         if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
-            _warn(text, length, str(tokenizer.decode(whole[length - 1 : -1])).strip())
+            warn_of_cut(text, f"{length} tokens", str(tokenizer.decode(whole[length - 1 : -1])).strip())
     return encoded.input_ids
 
 
@@ -33,6 +33,11 @@ def token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
 
 
 @lru_cache(maxsize=10_000)
-def _warn(prompt: str, length: int, lost: str) -> None:
+def warn_of_cut(prompt: str, limit: str, lost: str) -> None:
+    """Log what a text encoder does not see of a prompt, once.
+
+    Args:
+        limit: what it can see, in words.
+    """
     shown = prompt if len(prompt) <= 60 else prompt[:60] + "..."
-    logger.warning("prompt %r is longer than %d tokens; the text encoder does not see: %r", shown, length, lost)
+    logger.warning("prompt %r is longer than %s; the text encoder does not see: %r", shown, limit, lost)
