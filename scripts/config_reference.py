@@ -53,6 +53,8 @@ ABOUT = {
     "train": "How to train: [`train`](#train).",
     "infer": "Which pictures to make: [`infer`](#infer).",
 }
+LIKE = {"TarStream": "WebDatasetSource", "HuggingFaceStream": "HuggingFaceSource"}  # whose docstring says the rest
+FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion")
 GIVEN = {"generator", "generators", "callback"}  # arguments that hcpdiff gives by name
 LINKS = {
     "EmaSettings": "[group](#trainema)",
@@ -63,15 +65,10 @@ LINKS = {
 }
 # What a name alone says well enough in the code, but not on this page.
 SAID_HERE = {
-    "SD3.dtype": "Of the denoiser's weights, e.g. `bfloat16`: half the memory.",
-    "SD3.vae_dtype": "Of the VAE's weights.",
+    **{f"{family}.dtype": "Of the denoiser's weights, e.g. `bfloat16`: half the memory." for family in FAMILIES},
+    **{f"{family}.vae_dtype": "Of the VAE's weights." for family in FAMILIES},
     "SD3.t5_tokens": "How many tokens the T5 gives; without a T5 the model is shown as many zeros.",
     "SD3.compact_t5": "Without a T5, give those zeros as one token that counts for all: the same result, and faster.",
-    "FixedBucket.size": "A number for a square, or [height, width].",
-    "TagShuffle.keep": "How many tags stay at the front.",
-    "TagDropout.p": "The probability for each tag.",
-    "TagDropout.keep": "How many tags at the front are never left out.",
-    "CaptionDropout.p": "The probability.",
     "PluginSpec.to_layers": "For these kinds: where the values go.",
     "PluginSpec.train": "False attaches the plugin and leaves it as it is.",
     "LayerGroup.layers": "Selectors inside that part; `''` is all of it.",
@@ -98,13 +95,20 @@ SAID_HERE = {
 }
 
 
+def exported(names: str) -> Iterator[str]:
+    """The targets of hcpdiff.data with these names."""
+    from hcpdiff import data
+
+    for name in names.split():
+        yield target(f"hcpdiff.data.{name}", getattr(data, name))
+
+
 def pages() -> Iterator[str]:
     """The page, part by part."""
-    from hcpdiff import data
-    from hcpdiff.data import buckets, dataset, prompts, scenes
+    from hcpdiff import models
+    from hcpdiff.data import dataset
     from hcpdiff.diffusion import guidance, losses, noise, samplers, timesteps, weights
     from hcpdiff.infer.request import Adapter, InferSettings, Request
-    from hcpdiff.models import SD3
     from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
     from hcpdiff.train import loggers, optimizers, schedules, settings
 
@@ -112,19 +116,23 @@ def pages() -> Iterator[str]:
     assert not unknown, f"say what the sections {unknown} are"
     yield INTRO.format(sections="\n".join(f"| `{name}` | {ABOUT[name]} |" for name in SECTIONS))
 
-    yield "## model\n\nOne target. There is one family so far."
-    yield target("hcpdiff.models.SD3.from_pretrained", SD3.from_pretrained)
+    yield "## model\n\nOne target: a family's `from_pretrained`. `model: sd3` and the like in a defaults list fill it in."
+    for family in FAMILIES:
+        yield target(f"hcpdiff.models.{family}.from_pretrained", getattr(models, family).from_pretrained)
 
     yield "## data\n\n" + keys("data.<name>", dataset.Dataset)
-    yield "### Sources\n\nFor `source`."
-    yield target("hcpdiff.data.FolderSource", data.FolderSource)
-    yield target("hcpdiff.data.Scenes", scenes.Scenes)
+    yield "### Sources\n\nFor `source`; [Data](data.md) shows them in use."
+    yield from exported("FolderSource ClassFolderSource TableSource HuggingFaceSource WebDatasetSource PairSource")
+    yield from exported("PromptSource Scenes")
+    yield "### Caption readers\n\nFor `captions` of a source."
+    yield from exported("SidecarCaptions TableCaptions FilenameCaptions FirstCaptions")
     yield "### Buckets\n\nFor `bucket`."
-    for bucket in (buckets.RatioBucket, buckets.RatioGridBucket, buckets.FixedBucket):
-        yield target(f"hcpdiff.data.{bucket.__name__}", bucket)
+    yield from exported("RatioBucket RatioGridBucket FixedBucket SizeBucket RatioSizeBucket LongEdgeBucket")
     yield "### Caption transforms\n\nFor the list `caption_transforms`."
-    for transform in (prompts.TagShuffle, prompts.TagDropout, prompts.CaptionDropout, prompts.TemplateFill):
-        yield target(f"hcpdiff.data.{transform.__name__}", transform)
+    yield from exported("TagShuffle TagDropout TagErase SentenceDropout CaptionDropout Trigger Prefix Suffix Wildcards")
+    yield from exported("TemplateFill")
+    yield "### Streams\n\nA dataset of unknown length: `data.<name>` with this `_target_`."
+    yield from exported("StreamDataset TarStream HuggingFaceStream")
 
     yield (
         "## plugins\n\nEach entry has a `_target_`, these keys, and the options of its class beside them; "
@@ -212,7 +220,8 @@ def table(receiver: Any, *, leave_out: tuple[str, ...] = ()) -> str:
     for argument in signature(receiver).arguments.values():
         if argument.name in leave_out or argument.name in GIVEN:
             continue
-        default = "-" if argument.required else f"`{shown(argument.default)}`"
+        escaped = shown(argument.default).replace("|", "\\|")
+        default = "-" if argument.required else f"`{escaped}`"
         if argument.name not in meanings:
             raise ValueError(f"{receiver.__qualname__}: say in its docstring what {argument.name!r} means")
         text = cell(meanings[argument.name])
@@ -266,11 +275,14 @@ def shown(default: Any) -> str:
 
 
 def summary(receiver: Any) -> str:
-    """The docstring up to its sections, on one line per paragraph."""
+    """The docstring up to its sections, on one line per paragraph; what is indented is YAML."""
     text = re.split(r"\n(?:Args|Returns|Raises|Source)\b", inspect.getdoc(receiver) or "")[0]
     if dataclasses.is_dataclass(receiver) and text.startswith(f"{receiver.__name__}("):
         return ""
-    paragraphs = [" ".join(part.split()) for part in text.strip().split("\n\n")]
+    paragraphs = [
+        f"```text\n{inspect.cleandoc(part)}\n```" if part.startswith("    ") else " ".join(part.split())
+        for part in text.strip().split("\n\n")
+    ]
     return "\n\n".join(part for part in paragraphs if not part.endswith(":"))
 
 
@@ -278,6 +290,10 @@ def notes(receiver: Any) -> dict[str, str]:
     """What is said of each argument: in the docstring's Args, or in comments at the fields of a dataclass."""
     owner = getattr(receiver, "__self__", receiver).__name__
     found = {key.partition(".")[2]: text for key, text in SAID_HERE.items() if key.partition(".")[0] == owner}
+    if owner in LIKE:
+        from hcpdiff import data
+
+        found |= in_docstring(inspect.getdoc(getattr(data, LIKE[owner])) or "")
     found |= in_docstring(inspect.getdoc(receiver) or "")
     if inspect.isclass(receiver) and dataclasses.is_dataclass(receiver):
         for cls in reversed(receiver.__mro__):

@@ -70,6 +70,11 @@ def test_version_is_that_of_the_package(run: Run) -> None:
         (("check", "--cfg", "."), "no config at .; hcpdiff ships "),
         (("check", "--cfg", "lora", "train.steps"), "override: train.steps: is not `key=value`"),
         (("show", "--cfg", "lora", "train.steps=["), "override: train.steps: the value '[' needs quotes of its own"),
+        (("show", "--cfg", "lora", "exp_dir=~/x"), "override: exp_dir: the value '~/x' needs quotes of its own: "),
+        (
+            ("show", "--cfg", "lora", "data={a: ~}"),
+            "override: data: the value '{a: ~}' cannot be read; put texts with ",
+        ),
         (("check", "--cfg", "lora", "model=sdx"), "override: there is no 'sdx' in 'model'; use one of "),
         (
             ("check", "--cfg", "lora", "train.stepz=3"),
@@ -77,12 +82,22 @@ def test_version_is_that_of_the_package(run: Run) -> None:
         ),
         (("train", "--cfg", "lora", "train.steps=0"), "train.steps: "),
         (("train", "--cfg", "lora", "--resume", "nope"), "--resume: no checkpoint at nope"),
+        (
+            ("infer", "--cfg", "infer", "~infer.adapters.style", "--seed", "99999999999999999999"),
+            "override: infer.seed: 99999999999999999999 is out of range; use 0 to ",
+        ),
+        (("check", "--cfg", "lora", "seed=null"), "override: seed: null is not a whole number"),
+        (("train", "--cfg", "lora", "name=null"), "override: name: null is not text"),
+        (
+            ("train", "--cfg", "lora", "data.main.loss_weight=0"),
+            "override: data.main.loss_weight: 0 for every dataset would train nothing; use a number above 0",
+        ),
         (("infer", "--cfg", "infer", "--prompts", "nope.txt"), "--prompts: no file at nope.txt"),
         (
             ("layers", "--cfg", "lora", "transformer_blocks.0.atn"),
             "pattern[0]: 'transformer_blocks.0.atn' matches no layer",
         ),
-        (("layers", "--cfg", "lora", "--on", "unet"), "'unet' is no part of SD3; its parts are denoiser, "),
+        (("layers", "--cfg", "lora", "--on", "unet"), "'unet' is no part of this model; its parts are denoiser, "),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run: Run, argv: tuple[str, ...], message: str) -> None:
@@ -192,6 +207,13 @@ def test_show_tells_where_each_value_came_from(run: Run) -> None:
     assert "# cfgs/base/train.yaml:" in lines["train.max_grad_norm"]
 
 
+def test_show_tells_what_leads_nowhere_and_fails(run: Run) -> None:
+    code, out, err = run("show", "--cfg", "cfgs/lora.yaml", "train.save_every=${nope}")
+    assert code == 2
+    assert "train.steps: 800" in out
+    assert err == "override: train.save_every: ${nope} points at nothing\n"
+
+
 def test_layers_lists_what_a_selector_matches(run: Run) -> None:
     code, out, _ = run("layers", "--cfg", "cfgs/lora.yaml", r"re:transformer_blocks\.0\.attn\.to_[qk]")
     lines = out.splitlines()
@@ -240,7 +262,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path: Path) -> Non
 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 2
-    assert "go on with --resume auto, or start a new one with name=ANOTHER" in again.stderr
+    assert "go on with --resume auto, or start a new one with exp_dir=ANOTHER" in again.stderr
 
     subprocess.run([*command, "--resume", "auto"], cwd=ROOT, check=True, capture_output=True)
     assert len(metrics.read_text().splitlines()) == 40

@@ -20,7 +20,7 @@ from hcpdiff.config import Config, check, load
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
-LEFT_BY_RUNS = ("exps/lora/style.safetensors", "exps/mine/style.safetensors", "exps/controlnet/control.safetensors")
+LEFT_BY_RUNS = tuple(f"exps/{name}.safetensors" for name in ("lora/style", "mine/style", "lora_sd3/style", "controlnet/control"))
 OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
 
 

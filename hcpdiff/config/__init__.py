@@ -12,7 +12,8 @@ What a YAML file may say, besides Hydra's defaults lists:
 - `true` and `false` are the only booleans, so `on:` is a key like others; `1e-4` is a number.
 - `${train.steps}` copies a value or a whole group (a copied `_target_` is an object of its own), `${now:}` is the time,
   `${pixels:1024,1024}` a number of pixels, `???` a value that must be given.
-- `_replace_: true` in a group drops what the files before it say there; else groups are merged, and lists replaced.
+- `_replace_: true` in a group drops what the files before it say there; else groups are merged, and lists replaced. An
+  override says it too: `model._replace_=true`.
 - `# @package _global_` as the first line of a file in a group (such as `base/`) puts its keys at the top, not under the
   name of its folder. Files at the top and files of `model/`, `data/` and `plugins/` do not need it.
 """

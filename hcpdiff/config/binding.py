@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hcpdiff.config import trust
 from hcpdiff.config.interpolation import UNKNOWN
 from hcpdiff.config.kinds import LISTS, MAPPINGS, anything, call_arity, origin_of
-from hcpdiff.config.mistakes import Key, hint
+from hcpdiff.config.mistakes import Key, hint, shown
 from hcpdiff.config.signatures import Argument, Signature, signature
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def _left_over(reader: Reader, key: Key, part: Any) -> str:
     here, there = reader.origin((*key, part)), reader.origin((*key, "_target_"))
     if here is None or there is None or here.file is None or here.file == there.file:
         return ""
+    if there.file is None:
+        return f"; add {shown((*key, '_replace_'))}=true to drop what files set there"
     return f"; add `_replace_: true` at {there} to drop what other files set there"
 
 

@@ -64,13 +64,15 @@ def made(plan: Any, reader: Reader) -> Any:
     try:
         return plan.target(*args, **kwargs)
     except Exception as error:
-        raise _failed(plan, error, reader) from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(mistakes_of(plan, error, reader)) from error
 
 
-def _failed(call: Call, error: Exception, reader: Reader) -> ConfigError:
+def mistakes_of(call: Call, error: Exception, reader: Reader) -> list[Mistake]:
     """The error of a call with its place in the config: the argument if the text begins with the name of one."""
     if isinstance(error, ConfigError):
-        return error
+        return error.mistakes
     key, text = split(str(error), call.key)
     name, _, rest = text.partition(": ")
     if key == call.key and name in call.kwargs and rest:
@@ -78,4 +80,4 @@ def _failed(call: Call, error: Exception, reader: Reader) -> ConfigError:
     elif key == call.key:
         kind = "" if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: "
         text = f"{call.name}: {kind}{text}".removesuffix(": ")
-    return ConfigError([Mistake(shown(key), text, reader.origin(key))])
+    return [Mistake(shown(key), text, reader.origin(key))]

@@ -1,4 +1,4 @@
-"""All mistakes of a config at once, without building anything."""
+"""All mistakes of a config at once, without running anything."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from hcpdiff.config import sections
 from hcpdiff.config.loading import Config
 from hcpdiff.config.mistakes import ConfigError, Mistake, hint
 from hcpdiff.config.reading import Reader
-from hcpdiff.config.selectors import check_selectors
+from hcpdiff.config.rehearsal import rehearse
+from hcpdiff.config.selectors import check_selectors, check_sizes
 
 
 def check(
     config: Config, trust: Sequence[str] = (), *, needs: Sequence[str] = (), selectors: bool = False
 ) -> list[Mistake]:
     """Every mistake of the config, in its order; empty if it can be built.
+
+    What reading every image would show is not among them: `hcpdiff data` looks at that, and so does a run.
 
     Args:
         trust: packages that `_target_` may name besides the ones hcpdiff trusts.
@@ -25,7 +28,7 @@ def check(
     reader.mistakes += config.mistakes
     for section, node in config.items():
         if section in sections.SECTIONS:
-            if node is not None:
+            if node is not None or not sections.optional(section):
                 reader.read(node, sections.annotation(section), (section,))
         else:
             near = hint(section, sections.SECTIONS, f"; the sections are {', '.join(sections.SECTIONS)}")
@@ -33,8 +36,10 @@ def check(
     for section in needs:
         if config.get(section) is None:
             reader.wrong((section,), "is missing; add this section")
+    made = {} if reader.mistakes else rehearse(config, reader)
     if selectors and not reader.mistakes:
         check_selectors(config, reader)
+        check_sizes(config, made, reader)
     return list(dict.fromkeys(reader.mistakes))
 
 

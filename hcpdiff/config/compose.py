@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -45,7 +45,10 @@ def compose(file: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictCo
             wanted = _as_hydra_wants(parsed, repository, file.stem)
             defaults = create_defaults_list(repository, file.stem, wanted, prepend_hydra=False, skip_missing=False)
             raw = _merged(loader._load_single_config(default, repository).config for default in defaults.defaults)
-            loader._apply_overrides_to_config(defaults.config_overrides, raw)
+            replaced, changes = _replacements(defaults.config_overrides)
+            for key in replaced:
+                _drop(raw, key)
+            loader._apply_overrides_to_config(changes, raw)
     except ConfigError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError, AssertionError, RecursionError) as error:
@@ -55,7 +58,9 @@ def compose(file: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictCo
         source = wording.config_file(default.config_path, folders)
         if source is not None:
             _note_file(origins, source, tuple(part for part in (default.package or "").split(".") if part))
-    for override in defaults.config_overrides:
+    for key in replaced:
+        _forget(origins, key)
+    for override in changes:
         _note_override(origins, raw, override)
     return raw, origins
 
@@ -142,6 +147,45 @@ def _without_replace(config: DictConfig) -> None:
     for name in config:
         if (child := _group(config, name)) is not None:
             _without_replace(child)
+
+
+def _replacements(overrides: Sequence[Override]) -> tuple[list[Key], list[Override]]:
+    """The groups that overrides replace whole, and the overrides without what says so.
+
+    Both `data.main.source._replace_=true` and `data.main.source={_replace_: true, ...}` say it.
+    """
+    replaced: list[Key] = []
+    rest: list[Override] = []
+    for override in overrides:
+        key = tuple(override.key_or_group.split("."))
+        value = override.value()
+        if key[-1] == REPLACE:
+            if not isinstance(value, bool):
+                raise ConfigError([Mistake(override.key_or_group, "is true or false", Origin(None))])
+            replaced += [key[:-1]] if value and not override.is_delete() else []
+            continue
+        if isinstance(value, dict):
+            _take_replacements(cast(dict[Any, Any], override._value), key, replaced)
+        rest.append(override)
+    return replaced, rest
+
+
+def _take_replacements(value: dict[Any, Any], key: Key, replaced: list[Key]) -> None:
+    """Move every `_replace_` out of the value of an override."""
+    if value.pop(REPLACE, False):
+        replaced.append(key)
+    for name, child in value.items():
+        if isinstance(child, dict):
+            _take_replacements(child, (*key, str(name)), replaced)
+
+
+def _drop(config: DictConfig, key: Key) -> None:
+    """Remove a group, if it is there."""
+    node: DictConfig | None = config
+    for part in key[:-1]:
+        node = _group(node, part) if node is not None else None
+    if node is not None:
+        node.pop(key[-1], None)
 
 
 def _group(node: DictConfig, name: Any) -> DictConfig | None:

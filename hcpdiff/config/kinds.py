@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import inspect
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -145,9 +146,17 @@ def scalar(value: Any, annotation: Any) -> Any:
     convert = _SCALARS.get(origin)
     if convert is not None:
         return convert(value)
+    if is_dtype(origin):
+        return _dtype(value)
     if _ours_to_judge(origin):
-        raise MisfitError(f"{said(value)} is not {describe(inner)}")
+        brackets = f"; put it in brackets: [{value!r}]" if origin in LISTS and isinstance(value, str) else ""
+        raise MisfitError(f"{said(value)} is not {describe(inner)}{brackets}")
     return value
+
+
+def is_dtype(origin: Any) -> bool:
+    """Whether a type is torch.dtype."""
+    return getattr(origin, "__module__", "") == "torch" and getattr(origin, "__name__", "") == "dtype"
 
 
 def _ours_to_judge(origin: Any) -> bool:
@@ -193,6 +202,14 @@ def _path(value: Any) -> Path:
     if not isinstance(value, str):
         raise MisfitError(f"{said(value)} is not a path")
     return Path(value)
+
+
+def _dtype(value: Any) -> Any:
+    """The name of a torch.dtype as it is; the receiver knows what to do with it."""
+    names = ("float32", "bfloat16", "float16", "fp32", "bf16", "fp16")
+    if isinstance(value, str) and value not in names and not is_dtype(type(getattr(sys.modules["torch"], value, None))):
+        raise MisfitError(f"{said(value)} is no dtype{hint(value, names, '; use float32, bfloat16 or float16')}")
+    return _text(value)
 
 
 _SCALARS: dict[Any, Callable[[Any], Any]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hcpdiff.config.mistakes import ConfigError, Key, Mistake, Origin, nearest, shown, shown_path
+from hcpdiff.config.mistakes import ConfigError, Key, Mistake, Origin, nearest, parsed, shown, shown_path
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,6 +23,7 @@ class Config(Mapping[str, Any]):
     origins: dict[Key, Origin] = field(default_factory=dict)
     trust: tuple[str, ...] = ()  # packages that `_target_` may name besides the ones hcpdiff trusts
     mistakes: list[Mistake] = field(default_factory=list)  # interpolations that lead nowhere
+    raw: DictConfig | None = field(default=None, repr=False)  # interpolations as they were written
 
     def __getitem__(self, section: str) -> Any:
         return self.tree[section]
@@ -32,6 +33,21 @@ class Config(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.tree)
+
+    def change(self, section: str, values: Mapping[str, Any]) -> None:
+        """Set keys of a section, as overrides do."""
+        self.tree[section] = {**(self.tree.get(section) or {}), **values}
+        changed = {(section, name) for name in values}
+        kept = {key: origin for key, origin in self.origins.items() if key[:2] not in changed}
+        self.origins = kept | {key: Origin(None) for key in changed}
+        self.mistakes = [mistake for mistake in self.mistakes if parsed(mistake.key)[:2] not in changed]
+
+    def written(self) -> dict[str, Any]:
+        """The sections with their interpolations; empty for a config that no file was composed to."""
+        from omegaconf import OmegaConf
+
+        plain: Any = {} if self.raw is None else OmegaConf.to_container(self.raw, resolve=False)
+        return plain
 
     def origin(self, key: Key) -> Origin:
         """Where this key was set last, or the nearest key above it that was."""
@@ -55,13 +71,16 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     Raises:
         ConfigError: no such file, broken YAML, a group or default that does not exist, a wrong override.
     """
+    for name, given in (("overrides", overrides), ("trust", trust)):
+        if isinstance(given, str):
+            raise ConfigError([Mistake(name, f"a text is not a list; use [{given!r}]")])
     from hcpdiff.config.compose import compose
     from hcpdiff.config.interpolation import resolve
 
     file = find(path)
     raw, origins = compose(file, shipped_folder(), overrides)
     tree, mistakes = resolve(raw, lambda key: _origin(origins, key, file))
-    return Config(file, tree, origins, tuple(trust), mistakes)
+    return Config(file, tree, origins, tuple(trust), mistakes, raw)
 
 
 def _origin(origins: dict[Key, Origin], key: Key, file: Path) -> Origin:
@@ -93,14 +112,34 @@ def find(path: str | Path) -> Path:
     raise ConfigError([Mistake("", f"no config at {shown_path(given)}; {rest}")])
 
 
-def to_yaml(config: Config | Mapping[str, Any] | DictConfig) -> str:
-    """The resolved config as YAML that `load` reads back to the same values."""
+def to_yaml(config: Config | Mapping[str, Any] | DictConfig, *, interpolations: bool = False) -> str:
+    """The config as YAML that `load` reads back to the same values.
+
+    Args:
+        interpolations: keep `${train.steps}` where it was written, so that `train.steps=10` changes that place too. Of
+            the time or the environment the value is written in any case.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     if isinstance(config, DictConfig):
         return OmegaConf.to_yaml(config, resolve=True)
     tree = config.tree if isinstance(config, Config) else dict(config)
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(tree)))
+    if interpolations and isinstance(config, Config):
+        tree = _with_interpolations(config.written(), tree)
+    else:
+        tree = _escaped(tree)
+    return OmegaConf.to_yaml(OmegaConf.create(tree))
+
+
+def _with_interpolations(raw: Any, node: Any) -> Any:
+    """A resolved tree with the interpolations that it was written with."""
+    if isinstance(raw, dict) and isinstance(node, dict):
+        return {key: _with_interpolations(raw.get(key), value) for key, value in node.items()}
+    if isinstance(raw, list) and isinstance(node, list) and len(raw) == len(node):
+        return [_with_interpolations(*pair) for pair in zip(raw, node, strict=True)]
+    if isinstance(raw, str) and "${" in raw and set(re.findall(r"\$\{\s*([\w.]+)\s*:", raw)) <= {"pixels"}:
+        return raw
+    return _escaped(node)
 
 
 def _escaped(node: Any) -> Any:

@@ -71,6 +71,8 @@ class Reader:
         options = [option for option in options if option is not type(None)]
         if node is None and len(options) < len(members(annotation)):
             return None
+        if any(kinds.is_dtype(option) for option in options):  # `str | torch.dtype`: not any text
+            options = [option for option in options if option is not str]
         if len(options) == 1:
             return self._marked(node, options[0], key)
         options.sort(key=lambda option: not _alike(node, option))  # so "1" is a text before it is a number

@@ -34,6 +34,11 @@ def annotation(section: str) -> Any:
     return list[receiver] if place.startswith("[") else receiver
 
 
+def optional(section: str) -> bool:
+    """Whether null leaves a section out: one of objects, not a plain value such as `seed`."""
+    return isinstance(SECTIONS[section], str)
+
+
 def item(section: str) -> Any:
     """The type of one entry of a section that has several."""
     return typing.get_args(annotation(section))[-1]

@@ -103,7 +103,7 @@ def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader
         return
     except ValueError:  # it does not say without its weights
         return
-    check_size = importlib.import_module("hcpdiff.infer.generate").check_size
+    check_size = importlib.import_module("hcpdiff.infer.generation").check_size
     for key, request in requests.items():
         place = (*key, "size")
         try:

@@ -2,6 +2,7 @@
 
 A target is a class, a function or a classmethod, named by its module and its name there. Every step of the path is
 checked before it is taken, and the object by where it was *defined*: re-exports and attribute chains lead nowhere.
+Of hcpdiff itself a config may name what its packages export for it, see `offers`: nothing that runs, reads or writes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from hcpdiff.config.mistakes import hint
+from hcpdiff.config.offers import offered
 
 # Where the objects that a config may name are defined. Anything below counts; users add to it with --trust.
 TRUSTED = {
@@ -206,6 +208,9 @@ def _check_object(found: Any, path: str, allowed: tuple[str, ...]) -> None:
         place = f"{defined.__module__}.{defined.__qualname__}"
         if not _within(place, allowed) or _within(place, NEVER):
             raise TargetError(f"{path!r} is refused: it is {place}, which is not trusted")
+    owner = classmethod_of or found
+    if _within(owner.__module__, ("hcpdiff",)) and not offered(owner):
+        raise TargetError(f"{path!r} is refused: it is nothing for a config; docs/config.md lists what is")
 
 
 def _within(path: str, areas: Iterable[str]) -> bool:
@@ -217,4 +222,6 @@ def _offers(module: ModuleType, allowed: tuple[str, ...]) -> list[str]:
     names = [name for name in vars(module) if not name.startswith("_")]
     own = [name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__]
     kinds = [name for name in own if inspect.isclass(vars(module)[name]) or inspect.isfunction(vars(module)[name])]
+    if _within(module.__name__, ("hcpdiff",)):
+        kinds = [name for name in kinds if offered(vars(module)[name])]
     return [f"{module.__name__}.{name}" for name in kinds if _within(module.__name__, allowed)]

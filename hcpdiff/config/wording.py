@@ -24,7 +24,10 @@ def override_mistake(text: str, error: OverrideParseException) -> Mistake:
     key, equals, value = text.partition("=")
     if not equals and not text.startswith("~"):
         return Mistake(text, "is not `key=value`", Origin(None))
-    if value[:1] not in ("'", '"') and any(letter in value for letter in "=,{}[]()\"'"):
+    if value[:1] in "{[" and value[-1:] in "}]":
+        text = f"the value {value!r} cannot be read; put texts with special letters in it in quotes"
+        return Mistake(key, text, Origin(None))
+    if value[:1] not in ("'", '"') and any(letter in value for letter in "=,{}[]()\"'~"):
         return Mistake(key, f"the value {value!r} needs quotes of its own: {quoted(key, value)}", Origin(None))
     return Mistake(key, f"cannot be read: {str(error).splitlines()[0]}", Origin(None))
 

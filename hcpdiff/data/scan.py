@@ -74,6 +74,8 @@ def scan(
     for source, place in zip(sources, places, strict=True):
         with located(place):
             counts.append(len(source))
+            if hasattr(source, "check"):
+                source.check()  # type: ignore[attr-defined]
             repeats.append(_repeats(source, counts[-1]))
     bad: list[BadFile] = []
     used: list[np.ndarray] = []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hcpdiff import lazy
 
 if TYPE_CHECKING:
-    from hcpdiff.infer.generate import Picture as Picture
-    from hcpdiff.infer.generate import generate as generate
+    from hcpdiff.infer.generation import Picture as Picture
+    from hcpdiff.infer.generation import generate as generate
     from hcpdiff.infer.request import Adapter as Adapter
     from hcpdiff.infer.request import InferSettings as InferSettings
     from hcpdiff.infer.request import Request as Request
@@ -22,10 +22,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
     {
         "Adapter": "hcpdiff.infer.request:Adapter",
         "InferSettings": "hcpdiff.infer.request:InferSettings",
-        "Picture": "hcpdiff.infer.generate:Picture",
+        "Picture": "hcpdiff.infer.generation:Picture",
         "Request": "hcpdiff.infer.request:Request",
         "contact_sheet": "hcpdiff.infer.save:contact_sheet",
-        "generate": "hcpdiff.infer.generate:generate",
+        "generate": "hcpdiff.infer.generation:generate",
         "read_settings": "hcpdiff.infer.save:read_settings",
     },
 )

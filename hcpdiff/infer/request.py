@@ -13,6 +13,7 @@ from hcpdiff.config.ranges import ExistingPath, Range
 from hcpdiff.diffusion.process import Process
 from hcpdiff.types import Prompt
 
+Seed = Annotated[int, Range(ge=0, le=2**62)]  # torch's generators take a little more
 Sampler = Callable[[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Process], Tensor]
 Spacing = Callable[[int, Process, tuple[int, int]], Tensor]
 
@@ -32,7 +33,7 @@ class Request:
     guidance: Annotated[float, Range(ge=0)] = 5.0  # 1 turns the negative prompt off
     sampler: Sampler | None = None  # hcpdiff.diffusion.samplers.euler
     spacing: Spacing | None = None  # which timesteps are visited; default: the model's own
-    seed: int = 0
+    seed: Seed = 0
     images_per_prompt: Annotated[int, Range(ge=1)] = 1
     batch_size: Annotated[int, Range(ge=1)] = 8
     control_image: Annotated[str, ExistingPath("file")] | None = None  # for a ControlNet
@@ -40,6 +41,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise ValueError("prompts: the list is empty; give at least one, '' for none in particular")
+        if isinstance(self.prompts, str):
+            raise ValueError(f"prompts: a text is not a list; use [{self.prompts!r}]")
+        if not 0 <= self.seed <= 2**62:
+            raise ValueError(f"seed: {self.seed} is out of range; use 0 to {2**62}")
 
     def pictures(self) -> list[tuple[Prompt, int]]:
         """(prompt, seed) of every picture, in order."""

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from hcpdiff.config import build, load, require
-from hcpdiff.infer.generate import Picture, check_size, generate
+from hcpdiff.infer.generation import Picture, check_size, generate
 from hcpdiff.infer.request import InferSettings, Request
 from hcpdiff.infer.save import contact_sheet, save_picture, write_image
 from hcpdiff.models.family import ModelFamily
@@ -40,18 +40,18 @@ def infer(
         ConfigError: listing every mistake in the config.
     """
     config = load(cfg, overrides, trust)
-    config.tree["infer"] = {**(config.get("infer") or {}), **(changes or {})}
+    config.change("infer", changes or {})
     require(config, "model", "infer")
     settings: InferSettings = build(config, "infer")
     family: ModelFamily = build(config, "model").to(_device()).eval()
     check_size(family, settings.size, where="infer.size")
     plugins = attach_files(family, {name: (a.path, 1.0) for name, a in settings.adapters.items()}, trust=trust)
-    sweeps = settings.sweeps()
-    numbers = itertools.count(_next_number(Path(settings.out)))
+    sweeps, out = settings.sweeps(), Path(settings.out).expanduser()
+    numbers = itertools.count(_next_number(out))
     with tqdm(total=len(settings.pictures()) * len(sweeps), desc="infer", unit="image", dynamic_ncols=True) as bar:
         rows = [_row(family, plugins, settings, strengths, numbers, bar) for strengths in sweeps]
     labels = [", ".join(f"{name} {strength:g}" for name, strength in strengths.items()) for strengths in sweeps]
-    write_image(contact_sheet(rows, labels if settings.adapters else None), Path(settings.out) / "sheet.png")
+    write_image(contact_sheet(rows, labels if settings.adapters else None), out / "sheet.png")
     return [picture for row in rows for picture in row]
 
 
@@ -72,7 +72,7 @@ def _row(
 
     def write(pictures: list[Picture]) -> None:
         for picture in pictures:
-            path = Path(settings.out) / f"{next(numbers):05d}-{picture.seed}.png"
+            path = Path(settings.out).expanduser() / f"{next(numbers):05d}-{picture.seed}.png"
             save_picture(picture, path, values)
             written.append(replace(picture, path=path))
         bar.update(len(pictures))

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from hcpdiff.infer.generate import Picture
+from hcpdiff.infer.generation import Picture
 
 TILE = 192  # the least side of a picture in a sheet, in pixels: tiny models make tiny pictures
 MARGIN = 8

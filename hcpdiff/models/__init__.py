@@ -9,6 +9,9 @@ from hcpdiff import lazy
 if TYPE_CHECKING:
     from hcpdiff.models.family import LatentSpec as LatentSpec
     from hcpdiff.models.family import ModelFamily as ModelFamily
+    from hcpdiff.models.flux.family import Flux as Flux
+    from hcpdiff.models.flux.transformer import FluxConfig as FluxConfig
+    from hcpdiff.models.flux.transformer import FluxTransformer as FluxTransformer
     from hcpdiff.models.sd import StableDiffusion as StableDiffusion
     from hcpdiff.models.sd3.family import SD3 as SD3
     from hcpdiff.models.sd3.transformer import MMDiT as MMDiT
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
     {
+        "Flux": "hcpdiff.models.flux.family:Flux",
+        "FluxConfig": "hcpdiff.models.flux.transformer:FluxConfig",
+        "FluxTransformer": "hcpdiff.models.flux.transformer:FluxTransformer",
         "LatentSpec": "hcpdiff.models.family:LatentSpec",
         "MMDiT": "hcpdiff.models.sd3.transformer:MMDiT",
         "MMDiTConfig": "hcpdiff.models.sd3.transformer:MMDiTConfig",

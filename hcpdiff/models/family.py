@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class LatentSpec:
 class ModelFamily(nn.Module, ABC):
     """A base model with its text encoders, its VAE and the diffusion process that it was trained for."""
 
+    architecture: ClassVar[str | None] = None  # what `hcpdiff.formats` calls it; None: files have no names for it
     denoiser: nn.Module
     text_encoders: nn.ModuleDict
     vae: nn.Module

@@ -45,9 +45,16 @@ def gelu(x: Tensor) -> Tensor:
     return _note(F.gelu(x, approximate="tanh"), _gelu, x)
 
 
+def beside_gelu(left: Tensor, x: Tensor) -> Tensor:
+    """[left | gelu(x)] along the channels, (B, L, D) and (B, L, M) to (B, L, D + M). Only `x` is kept for backward."""
+    if torch.compiler.is_compiling():
+        return torch.cat([left, _gelu(x)], dim=-1)
+    return _note(_BesideGELU.apply(left, x), _beside_gelu, left, x)
+
+
 @contextmanager
 def making_again() -> Iterator[None]:
-    """Inside, a layer that wants the output of `gelu` or `modulated_norm` for its backward gets it computed again.
+    """Inside, a layer that wants the output of a GELU or `modulated_norm` for its backward gets it computed again.
 
     It is not kept then, while its input is kept anyway, and both are cheap. Hooks on saved tensors from outside, such
     as those of checkpointing, see all that is kept.
@@ -101,6 +108,14 @@ def _gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def _beside_gelu(left: Tensor, x: Tensor) -> Tensor:
+    width = left.shape[-1]
+    out = x.new_empty(*x.shape[:-1], width + x.shape[-1], dtype=torch.result_type(left, x))
+    out[..., :width] = left
+    torch.ops.aten.gelu.out(x, approximate="tanh", out=out[..., width:])
+    return out
+
+
 def _modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
@@ -145,6 +160,25 @@ class _ModulatedNorm(Function):
             normed = torch.native_layer_norm(x, shape, None, None, 1e-6)[0]
             to_scale = (grad * normed).sum(1, keepdim=True)
         return to_x, to_shift, to_scale
+
+
+class _BesideGELU(Function):
+    """Written to where it belongs, without a tensor between."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, x: Tensor) -> Tensor:
+        ctx.width = left.shape[-1]
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
+        return _beside_gelu(left, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        (x,) = ctx.saved_tensors
+        to_left = grad[..., : ctx.width] if ctx.needs_input_grad[0] else None
+        if x is None:
+            return to_left, None
+        return to_left, torch.ops.aten.gelu_backward(grad[..., ctx.width :].to(x.dtype), x, approximate="tanh")
 
 
 class _Gated(Function):

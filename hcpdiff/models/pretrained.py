@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
 
+from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec, ModelFamily
 from hcpdiff.models.folder import ModelFolder
 
@@ -42,7 +44,8 @@ class PretrainedFamily(ModelFamily):
     @classmethod
     def latent_spec(cls, *args: Any, **kwargs: Any) -> LatentSpec:
         files = cls._configs(*args, **kwargs)
-        return cls._latent_spec(files.skeleton("denoiser"), files.skeleton("vae"))
+        vae = SimpleNamespace(config=autoencoder.config(files.folder("vae")))  # its layers take seconds to import
+        return cls._latent_spec(files.skeleton("denoiser"), vae)
 
     @classmethod
     def _configs(cls, *args: Any, **kwargs: Any) -> ModelFolder:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from hcpdiff.config.ranges import at_least_1
 from hcpdiff.models import unet
 from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.folder import ModelFolder, Part
+from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
+from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.unet import UNetFamily
 from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning
@@ -25,6 +29,7 @@ class StableDiffusion(UNetFamily):
         clip_skip: how many of the last layers of CLIP are left out. The rest is normalised as the last one is.
     """
 
+    architecture = "sd"
     pipeline = "StableDiffusionPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", unet),
@@ -48,6 +53,8 @@ class StableDiffusion(UNetFamily):
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype = "float32",
         clip_skip: int = 0,
+        emphasis: Literal["none", "webui", "braces"] = "none",
+        chunks: Annotated[int, at_least_1] | Literal["auto"] = 1,
         prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
         zero_terminal_snr: bool | None = None,
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
@@ -60,6 +67,10 @@ class StableDiffusion(UNetFamily):
             revision: of the repository.
             text_dtype: None takes `dtype`.
             clip_skip: how many of the last layers of CLIP are left out; anime models often were trained with 1.
+            emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
+                "none" takes every sign as text: tags are full of brackets.
+            chunks: how many times 75 tokens of a prompt are read; "auto" as many as the longest of a batch needs, for
+                inference alone.
             prediction: what the UNet predicts; None takes what the folder's scheduler says.
             zero_terminal_snr: whether the last timestep is pure noise; None takes what the scheduler says.
             from_scratch: parts that start from random weights; of these only configs need to be there.
@@ -81,6 +92,7 @@ class StableDiffusion(UNetFamily):
             prediction=prediction,
             zero_terminal_snr=zero_terminal_snr,
             clip_skip=clip_skip,
+            reading=Reading(emphasis, chunks),
         )
 
     @classmethod
@@ -93,13 +105,12 @@ class StableDiffusion(UNetFamily):
 
     @property
     def text_settings(self) -> str:
-        return f"clip_skip={self.clip_skip}"
+        return f"clip_skip={self.clip_skip} {self.reading}"
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
-        """The token features of CLIP, normalised."""
-        features, _ = clip.encode(
-            self.text_encoders["clip"], self._ids("clip", prompts), skip=self.clip_skip, normalised=True
-        )
+        """The token features of CLIP, normalised, of one chunk after the other."""
+        encoder = partial(clip.encode, self.text_encoders["clip"], skip=self.clip_skip, normalised=True)
+        features, _ = chunked.encode(self._tokens(prompts)["clip"], encoder)
         return Conditioning(features)
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

@@ -31,6 +31,7 @@ class SDXL(UNetFamily):
         empty_prompt: "encode" it as any other text, or "zeros".
     """
 
+    architecture = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", unet),

@@ -16,7 +16,8 @@ from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec
 from hcpdiff.models.folder import Part, write
 from hcpdiff.models.pretrained import PretrainedFamily
-from hcpdiff.models.text.tokenize import token_ids
+from hcpdiff.models.text.chunks import Tokens, tokenize
+from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.weights import on_meta, present, read_json
 
 # Of the first Stable Diffusion, for folders that have no scheduler of their own.
@@ -59,6 +60,7 @@ class UNetFamily(PretrainedFamily):
         scheduler: settings of the stock scheduler: the noise schedule, what is predicted, and which steps are visited.
         prediction: None takes the scheduler's.
         zero_terminal_snr: None takes the scheduler's.
+        reading: how prompts are read.
     """
 
     parts: ClassVar[Mapping[str, Part]]
@@ -75,12 +77,14 @@ class UNetFamily(PretrainedFamily):
         scheduler: Mapping[str, Any] = SCHEDULER,
         prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
         zero_terminal_snr: bool | None = None,
+        reading: Reading = Reading(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.vae = vae
         self.text_encoders = nn.ModuleDict(dict(text_encoders))
         self.tokenizers = dict(tokenizers)
+        self.reading = reading
         changes = {"prediction_type": prediction, "rescale_betas_zero_snr": zero_terminal_snr}
         self.scheduler = {**scheduler, **{key: value for key, value in changes.items() if value is not None}}
         self.process = process_of(self.scheduler)
@@ -134,15 +138,19 @@ class UNetFamily(PretrainedFamily):
         write(Path(folder), self.pipeline, models, empty=self.empty, settings=self.pipeline_settings)
 
     def train(self, mode: bool = True) -> UNetFamily:
+        if mode:
+            self.reading.check_training()
         super().train(mode)
         self.text_encoders.eval()
         self.vae.eval()
         return self
 
-    def _ids(self, name: str, prompts: Sequence[str]) -> Tensor:
-        encoder, tokenizer = self.text_encoders[name], self.tokenizers[name]
-        ids = token_ids(tokenizer, prompts, tokenizer.model_max_length)
-        return ids.to(next(encoder.parameters()).device)
+    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tokens]:
+        """What each text encoder reads."""
+        tokenizers = {name: (tokenizer, tokenizer.model_max_length) for name, tokenizer in self.tokenizers.items()}
+        tokens = tokenize(tokenizers, prompts, self.reading)
+        devices = {name: next(encoder.parameters()).device for name, encoder in self.text_encoders.items()}
+        return {name: tokens[name].to(device) for name, device in devices.items()}
 
     @staticmethod
     def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ def scale_and_shift(vae: Any) -> tuple[float, float]:
 def downscale(vae: Any) -> int:
     """Pixels per latent cell, per side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def config(folder: Path) -> Any:
+    """What a `vae/` folder says of it, as `vae.config` has it."""
+    return SimpleNamespace(**read_json(folder / "config.json"))
 
 
 def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Any:

@@ -83,7 +83,7 @@ def _resolve(family: nn.Module, name: str, spec: PluginSpec) -> list[_Site]:
             )
     if not spec.between:
         found = find_in_parts({n: layers[n] for n in spec.parts}, spec, where)
-        _check_overrides(where, spec, [ref for refs in found.values() for ref in refs])
+        check_overrides(where, spec, [ref for refs in found.values() for ref in refs])
         return [
             _site(name, spec, part, [], [ref], _override(spec, ref)) for part, refs in found.items() for ref in refs
         ]
@@ -93,7 +93,7 @@ def _resolve(family: nn.Module, name: str, spec: PluginSpec) -> list[_Site]:
         sources = _find(part, spec.from_layers or spec.plugin.from_layers, f"{where}.from_layers", spec)
         targets = _find(part, spec.to_layers or spec.plugin.to_layers, f"{where}.to_layers", spec)
         return [_site(name, spec, on, sources, targets, {})]
-    return [_site(name, spec, on, [a], [b], _override(spec, b)) for a, b in _pairs(part, where, spec)]
+    return [_site(name, spec, on, [a], [b], _override(spec, b)) for a, b in find_pairs(part, where, spec)]
 
 
 def find_in_parts(parts: Mapping[str, nn.Module], spec: PluginSpec, where: str) -> dict[str, list[LayerRef]]:
@@ -126,7 +126,12 @@ def _find(
     )
 
 
-def _pairs(part: nn.Module, where: str, spec: PluginSpec) -> list[tuple[LayerRef, LayerRef]]:
+def find_pairs(part: nn.Module, where: str, spec: PluginSpec) -> list[tuple[LayerRef, LayerRef]]:
+    """The layers of one part that a plugin takes values from and to, in pairs.
+
+    Raises:
+        ValueError: a selector or an override matches nothing, or they make no pairs.
+    """
     sources = _find(part, spec.from_layers, f"{where}.from_layers", spec, repeat=True)
     targets = _find(part, spec.to_layers, f"{where}.to_layers", spec, repeat=True)
     if len(sources) != len(targets):
@@ -140,7 +145,7 @@ def _pairs(part: nn.Module, where: str, spec: PluginSpec) -> list[tuple[LayerRef
         if (a.path, b.path) in seen:
             raise ValueError(f"{where}: the pair {a.path!r} -> {b.path!r} is named twice")
         seen.add((a.path, b.path))
-    _check_overrides(where, spec, targets)
+    check_overrides(where, spec, targets)
     return pairs
 
 
@@ -162,7 +167,8 @@ def _override(spec: PluginSpec, ref: LayerRef) -> dict[str, Any]:
     return chosen
 
 
-def _check_overrides(where: str, spec: PluginSpec, targets: Sequence[LayerRef]) -> None:
+def check_overrides(where: str, spec: PluginSpec, targets: Sequence[LayerRef]) -> None:
+    """Raise for an override that matches none of a plugin's layers."""
     paths = [ref.path for ref in targets]
     for pattern in spec.overrides:
         if not any(matches(path, pattern) for path in paths):

@@ -56,7 +56,8 @@ class ControlNet(MultiPluginBlock):
         model = sources[0]
         config: dict[str, Any] = dataclasses.asdict(getattr(model, "config"))  # noqa: B009 (a model of any family)
         if pretrained is not None:
-            given = _read_config(Path(pretrained))
+            pretrained = Path(pretrained).expanduser()
+            given = _read_config(pretrained)
             num_layers, extra_channels = given["num_layers"], given["extra_conditioning_channels"]
             zero_pooled = given["force_zeros_for_pooled_projection"]
         blocks = [unwrapped(block) for block in model.get_submodule("transformer_blocks").children()]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from hcpdiff.config.ranges import Range, at_least_1, positive
 from hcpdiff.plugins.base import SinglePluginBlock
 from hcpdiff.plugins.plugin import Plugin
 
@@ -38,9 +39,9 @@ class LoRA(SinglePluginBlock):
         self,
         host: nn.Linear | nn.Conv2d,
         *,
-        rank: int | float,
-        alpha: float | None = None,
-        dropout: float = 0.0,
+        rank: Annotated[int, at_least_1] | Annotated[float, Range(gt=0, le=1)],
+        alpha: Annotated[float, positive] | None = None,
+        dropout: Annotated[float, Range(ge=0, lt=1)] = 0.0,
         bias: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:

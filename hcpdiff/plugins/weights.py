@@ -1,30 +1,32 @@
 """One plugin, one safetensors file: its weights, and in the header all that is needed to attach it to a base model.
 
-Keys are `<part>.<layer path>.<parameter>`, with the part named as in diffusers (`PARTS`), so that other tools can load
-a LoRA: `transformer.transformer_blocks.0.attn.to_q.lora_A.weight`.
+A LoRA is written in the form that most other programs load for its family (see `hcpdiff.formats`), any other plugin as
+`<part>.<layer path>.<parameter>` with the part named as in diffusers. LoRAs of other programs are read too.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hcpdiff.formats import reading
+from hcpdiff.formats.lora_files import read_tensors, write_tensors
+from hcpdiff.formats.names import ARCHITECTURES
+from hcpdiff.plugins import packing
 from hcpdiff.plugins.attach import attach
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.loading import LoadReport
 from hcpdiff.plugins.plugin import Plugin
 from hcpdiff.plugins.spec import PluginSpec
+from hcpdiff.plugins.tree import named_layers
 
-# A family's parts as they are called in files.
+# Parts as files call them, where the family is not known to `hcpdiff.formats`.
 PARTS = {
     "denoiser": "transformer",
     "text_encoders.clip_l": "text_encoder",
@@ -53,49 +55,57 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
         metadata: more for the header, such as the base model and the step; what is no string becomes JSON.
     """
     spec, plugins = group.specs[name], group.plugins(name)
-    tensors: dict[str, Tensor] = {}
-    scales: dict[str, float] = {}
-    for layer, plugin in plugins.items():
-        packed, scale = plugin.to_file()
-        tensors |= {f"{layer}.{key}": tensor for key, tensor in packed.items()}
-        if scale != 1:
-            scales[layer] = scale
-    settings = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "scales": scales}
+    settings: dict[str, Any] = {"class": f"{spec.plugin.__module__}:{spec.plugin.__qualname__}", "scales": {}}
     settings["on"] = spec.on if isinstance(spec.on, str) else list(spec.on)
     settings |= {key: getattr(spec, key) for key in _SAVED if getattr(spec, key)}
     settings["options"] = next(iter(plugins.values())).file_options(spec.options)
+    arch, updates = packing.architecture_of(group.family), packing.updates_of(plugins)
+    parts = PARTS if arch is None else arch.folders
+    if arch is None or updates is None:
+        tensors, settings["scales"] = _pack(plugins, parts)
+        more = spec.plugin.file_header({packing.outside(layer, parts): plugin for layer, plugin in plugins.items()})
+        settings["file"] = {"form": "hcpdiff", "family": arch and arch.name}
+    else:
+        tensors, more, settings["file"] = packing.pack(updates, arch)
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}
-    header |= spec.plugin.file_header({_outside(layer): plugin for layer, plugin in plugins.items()})
-    header |= {"format": "pt", HEADER: _json(settings, f"plugins.{name}")}
-    _write(Path(path), {_outside(key): tensor for key, tensor in tensors.items()}, header)
+    header |= {**more, "format": "pt", HEADER: _json(settings, f"plugins.{name}")}
+    write_tensors(Path(path), tensors, header)
 
 
-def load(path: str | Path, *, trust: Sequence[str] = ()) -> PluginFile:
-    """Read a file that `save` wrote.
+def load(path: str | Path, *, family: nn.Module | None = None, trust: Sequence[str] = ()) -> PluginFile:
+    """Read a file that `save` wrote, or a LoRA of another program.
 
     Args:
+        family: the model that it is for. LoRAs of other programs need it.
         trust: packages besides hcpdiff whose plugin classes a file may name. Their code is imported and run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no plugin's file, or its class is not to be trusted.
+        ValueError: it is no plugin's file, its class is not to be trusted, or it holds what this model does not have.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir() and family is not None:
+        return _foreign(path, family, {})
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such plugin file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {_inside(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: this is no safetensors file: {error}") from None
+    stored, header = read_tensors(path)
     if HEADER not in header:
-        raise ValueError(
-            f"{path}: its header does not say which plugin this is; only files that hcpdiff wrote load here"
-        )
+        if family is None:
+            raise ValueError(
+                f"{path}: its header does not say which plugin this is; a LoRA of another program can be loaded into a "
+                "model, which says what its keys mean"
+            )
+        return _foreign(path, family, header)
     settings = json.loads(header.pop(HEADER))
-    plugin, scales = _plugin_class(settings.pop("class"), path, trust), settings.pop("scales")
-    return PluginFile(path, PluginSpec(plugin, train=False, **settings), tensors, scales, header)
+    plugin = _plugin_class(settings.pop("class"), path, trust)
+    scales, note = settings.pop("scales"), settings.pop("file", {})
+    spec = PluginSpec(plugin, train=False, **settings)
+    if note.get("form") == "kohya":
+        updates = packing.unpack(stored, note, str(path))
+        tensors, scales = packing.tensors_of(updates), note["scales"]
+    else:
+        tensors = {_inside(key, note): tensor for key, tensor in stored.items()}
+    return PluginFile(path, spec, tensors, scales, header)
 
 
 def load_into(group: PluginGroup, name: str, path: str | Path, *, trust: Sequence[str] = ()) -> LoadReport:
@@ -104,7 +114,8 @@ def load_into(group: PluginGroup, name: str, path: str | Path, *, trust: Sequenc
     Raises:
         ValueError: listing all keys that are missing, unexpected or of another shape. Nothing is loaded then.
     """
-    return _fill(group, name, load(path, trust=(*trust, group.specs[name].plugin.__module__)))
+    trust = (*trust, group.specs[name].plugin.__module__)
+    return _fill(group, name, load(path, family=group.family, trust=trust))
 
 
 def attach_files(
@@ -116,7 +127,7 @@ def attach_files(
         files: {plugin name: (path, strength)}; plugins on one layer work in this order.
         trust: as for `load`.
     """
-    read = {name: load(path, trust=trust) for name, (path, _) in files.items()}
+    read = {name: load(path, family=family, trust=trust) for name, (path, _) in files.items()}
     group = attach(family, {name: file.spec for name, file in read.items()})
     try:
         for name, file in read.items():
@@ -170,19 +181,31 @@ def _fill(group: PluginGroup, name: str, file: PluginFile) -> LoadReport:
     return group.load_plugin_state_dict(name, given, where=f"plugins.{name}: {file.path}")
 
 
-def _outside(path: str) -> str:
-    """A path in the family as it is called in files."""
-    for part, name in PARTS.items():
-        if f"{path}.".startswith(f"{part}."):
-            return name + path.removeprefix(part)
-    return path
+def _foreign(path: Path, family: nn.Module, header: dict[str, str]) -> PluginFile:
+    arch = packing.architecture_of(family)
+    read = reading.read(path, arch and arch.name)
+    updates = packing.fitted(family, read.updates, str(path))
+    scales = {layer: update.scale for layer, update in updates.items() if update.scale != 1}
+    return PluginFile(path, packing.spec_of(updates), packing.tensors_of(updates), scales, header)
 
 
-def _inside(key: str) -> str:
-    """Inverse of `_outside`."""
-    for part, name in PARTS.items():
+def _pack(plugins: Mapping[str, Plugin], parts: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    for layer, plugin in plugins.items():
+        packed, scale = plugin.to_file()
+        tensors |= {packing.outside(f"{layer}.{key}", parts): tensor for key, tensor in packed.items()}
+        if scale != 1:
+            scales[layer] = scale
+    return tensors, scales
+
+
+def _inside(key: str, note: Mapping[str, Any]) -> str:
+    """A key of a file as the family calls it. Old files have no note, and every denoiser as a transformer."""
+    arch = ARCHITECTURES.get(str(note.get("family")))
+    for part, name in (PARTS if arch is None else arch.folders).items():
         if f"{key}.".startswith(f"{name}."):
-            return part + key.removeprefix(name)
+            return packing.flattened(part + key.removeprefix(name), note.get("flat", ()))
     return key
 
 
@@ -203,15 +226,3 @@ def _json(value: Any, where: str) -> str:
         return json.dumps(value)
     except TypeError as error:
         raise ValueError(f"{where}: cannot be written to a file's header: {error}") from None
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, header)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hcpdiff.infer.generate import generate
+from hcpdiff.infer.generation import generate
 from hcpdiff.infer.save import before_after, contact_sheet, write_image
 from hcpdiff.train.loggers import JsonLines, Logger
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hcpdiff.data.streams import Datasets, Streams
-from hcpdiff.infer.generate import check_size
+from hcpdiff.infer.generation import check_size
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.randomness import derive

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from hcpdiff.data.scenes import COLORS, Scenes, describe, outline, render
-from hcpdiff.infer.generate import generate
+from hcpdiff.infer.generation import generate
 from hcpdiff.infer.request import Request
 from hcpdiff.infer.save import contact_sheet
 from hcpdiff.models import SD3

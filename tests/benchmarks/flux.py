@@ -27,7 +27,7 @@ def main() -> None:
     options.add_argument("--device", default="cpu")
     options.add_argument("--layers", type=int, nargs=2, default=[2, 4], help="double and single blocks")
     options.add_argument("--heads", type=int, default=6, help="of 128 channels")
-    options.add_argument("--side", type=int, default=48, help="latent cells per side; a quarter of its square is tokens")
+    options.add_argument("--side", type=int, default=48, help="latent cells per side, 4 to a token")
     options.add_argument("--tokens", type=int, default=128, help="text tokens")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--threads", type=int, default=1)
@@ -78,9 +78,8 @@ def step(model: nn.Module, args: argparse.Namespace) -> Callable[..., Tensor]:
         if isinstance(model, FluxTransformer):
             output = model(latents, time, tokens, pooled, guidance)
         else:
-            output = model(
-                packed(latents), tokens, pooled, time / 1000, places, no_place, guidance, return_dict=False
-            )[0]
+            inputs = (packed(latents), tokens, pooled, time / 1000, places, no_place, guidance)
+            (output,) = model(*inputs, return_dict=False)
         if backward:
             output.backward(torch.ones_like(output))
         return output

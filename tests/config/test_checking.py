@@ -49,7 +49,7 @@ IN_TRAIN = [
     ("shuffle: yes", "shuffle: 'yes' is not true or false"),
     ("note: 12", "note: 12 is not text; write '12' in quotes"),
     ("tags: [a, 1]", "tags[1]: 1 is not text; write '1' in quotes"),
-    ("tags: a", "tags: 'a' is not a list of text"),
+    ("tags: a", "tags: 'a' is not a list of text; put it in brackets: ['a']"),
     ("weights: {a: b}", "weights.a: 'b' is not a number"),
     ("weights: [1]", "weights: a list is not `name: value` lines"),
     ("betas: [0.9]", "betas: has 1 values; 2 are needed"),
@@ -180,3 +180,11 @@ def test_what_is_left_over_of_another_target_is_said_with_its_remedy(shipped, to
         "shipped/model/square.yaml:2: model.side: toybox.Other takes no such argument; "
         "add `_replace_: true` at my.yaml:3 to drop what other files set there"
     ]
+
+
+def test_the_hint_for_a_target_changed_by_an_override_is_one_that_works(shipped, toys):
+    shipped("my.yaml", "defaults: [lora]\n")
+    changed = ["model._target_=toybox.Other"]
+    [line] = [str(mistake) for mistake in check(load("my.yaml", changed)) if "side" in mistake.key]
+    assert line.endswith("; add model._replace_=true to drop what files set there")
+    assert load("my.yaml", [*changed, "model._replace_=true"])["model"] == {"_target_": "toybox.Other"}

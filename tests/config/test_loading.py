@@ -268,3 +268,60 @@ def test_replace_drops_what_inherited_files_say_of_a_group(shipped):
     shipped("my.yaml", "defaults: [lora]\nmodel: {side: 1, _replace_: false}\nnew: {deep: {_replace_: true, a: 1}}\n")
     assert load("my.yaml")["model"] == {"_target_": "toybox.Square", "side": 1}
     assert load("my.yaml")["new"] == {"deep": {"a": 1}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model={_replace_: true, _target_: toybox.Line, length: 1}"],
+        ["model.length=1", "model._replace_=true", "model._target_=toybox.Line"],
+    ],
+)
+def test_replace_drops_what_files_say_of_a_group_in_overrides_too(shipped, overrides):
+    shipped("my.yaml", "defaults: [lora]\n")
+    config = load("my.yaml", overrides)
+    assert config["model"] == {"_target_": "toybox.Line", "length": 1}
+    assert str(config.origin(("model", "length"))) == "override"
+    assert load("my.yaml", ["model._replace_=false", "model.side=3"])["model"] == {
+        "_target_": "toybox.Square",
+        "side": 3,
+    }
+
+
+def test_replace_in_an_override_may_stand_deeper_and_is_true_or_false(shipped):
+    shipped("my.yaml", "a: {b: {c: 1, d: 2}, e: 3}\n")
+    assert load("my.yaml", ["a={b: {_replace_: true, f: 4}}"])["a"] == {"b": {"f": 4}, "e": 3}
+    assert load("my.yaml", ["new._replace_=true", "new.x=1"])["new"] == {"x": 1}
+    assert error_of("my.yaml", "a._replace_=1") == "override: a._replace_: is true or false"
+
+
+def test_what_is_saved_can_keep_its_interpolations(write, monkeypatch):
+    monkeypatch.setenv("WHO", "me")
+    write(
+        "my.yaml",
+        r"""
+        name: n
+        exp_dir: exps/${name}
+        steps: 10
+        schedule: {steps: '${steps}', note: '\${steps}', area: '${pixels:2,3}'}
+        list: ['${steps}', b]
+        copy: ${schedule}
+        time: '${name}-${now:}'
+        who: ${oc.env:WHO}
+        """,
+    )
+    config = load("my.yaml", ["steps=20"])
+    assert not config.mistakes
+    write("again.yaml", to_yaml(config, interpolations=True))
+    monkeypatch.setenv("WHO", "another")
+    assert load("again.yaml").tree == config.tree
+    other = load("again.yaml", ["name=m", "steps=30"])
+    assert (other["exp_dir"], other["schedule"]["steps"], other["list"]) == ("exps/m", 30, [30, "b"])
+    assert other["copy"] == {"steps": 30, "note": "${steps}", "area": 6}
+
+
+@pytest.mark.parametrize("name", ["overrides", "trust"])
+def test_a_text_for_a_list_is_a_mistake_and_not_one_for_each_letter(write, name):
+    write("my.yaml", "a: 1")
+    with pytest.raises(ConfigError, match=rf"^{name}: a text is not a list; use \['train\.steps=2'\]$"):
+        load("my.yaml", **{name: "train.steps=2"})

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from hcpdiff.config import sections
 from hcpdiff.config.building import build
@@ -46,7 +47,9 @@ infer:
 
 @pytest.fixture
 def real(write) -> Config:
-    write("images/a.txt", "a cat")
+    for name in ("a", "b"):
+        write(f"images/{name}.txt", "a cat")
+        Image.new("RGB", (64, 64)).save(f"images/{name}.png")
     write("my.yaml", TEXT)
     return load("my.yaml")
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
-from hcpdiff.config import trust
+from hcpdiff.config import offers, trust
 from hcpdiff.config.building import build
+from hcpdiff.config.checking import check
+from hcpdiff.config.loading import load
 from hcpdiff.config.mistakes import ConfigError
 
 BY_NAME = """
@@ -47,6 +53,12 @@ THROUGH_OTHERS = """
     hcpdiff.config.loading.load hcpdiff.config.building.build hcpdiff.config.trust.importlib.import_module
     hcpdiff.cli.main hcpdiff.lazy.exports hcpdiff.lazy.importlib.import_module hcpdiff.randomness.hashlib.new
     hcpdiff.randomness.random.Random hcpdiff.types.dataclass hcpdiff.types.Sequence.register
+    hcpdiff.train.run.train hcpdiff.train.run.make_trainer hcpdiff.train hcpdiff.infer hcpdiff.infer.run.infer
+    hcpdiff.load_config hcpdiff.infer.generation.generate hcpdiff.infer.save.write_image hcpdiff.infer.read_settings
+    hcpdiff.models.weights.write_json hcpdiff.models.folder.write hcpdiff.models.hub.local_folder
+    hcpdiff.plugins.weights.save hcpdiff.plugins.weights.load hcpdiff.plugins.attach.attach
+    hcpdiff.train.checkpoint.save hcpdiff.train.checkpoint.load hcpdiff.train.trainer.Trainer hcpdiff.train.Trainer
+    hcpdiff.project.create hcpdiff.data.sources.folder.list_images hcpdiff.data.Streams hcpdiff.randomness.derive
     hcpdiff.randomness.__builtins__.eval hcpdiff.data.sources.folder.Path.unlink hcpdiff.data.sources.folder.os.remove
 """
 NO_TARGETS = """
@@ -65,12 +77,26 @@ ATTACKS = [
 ]
 NEEDED = """
     torch.optim.AdamW torch.optim.lr_scheduler.LambdaLR torch.nn.Linear torch.nn.functional.mse_loss
-    torch.nn.functional.gelu torch.utils.data.DataLoader hcpdiff.randomness.derive diffusers.DDPMScheduler
+    torch.nn.functional.gelu torch.utils.data.DataLoader diffusers.DDPMScheduler
     diffusers.DDPMScheduler.from_pretrained diffusers.optimization.get_scheduler diffusers.AutoencoderKL
     transformers.CLIPTextModel.from_pretrained transformers.AutoTokenizer.from_pretrained peft.LoraConfig
     albumentations.Compose albumentations.HorizontalFlip
     accelerate.utils.dataclasses.DistributedDataParallelKwargs
+    hcpdiff.data.FolderSource hcpdiff.data.RatioBucket hcpdiff.data.TagShuffle hcpdiff.data.Dataset
+    hcpdiff.plugins.LoRA hcpdiff.plugins.lora.LoRA hcpdiff.models.SD3.from_pretrained hcpdiff.infer.Request
+    hcpdiff.train.TensorBoard hcpdiff.train.loggers.WandB hcpdiff.train.callbacks.Preview
+    hcpdiff.train.schedules.cosine hcpdiff.train.optimizers.Muon hcpdiff.diffusion.timesteps.logit_normal
+    hcpdiff.diffusion.losses.huber hcpdiff.diffusion.noise.offset hcpdiff.diffusion.weights.min_snr
+    hcpdiff.diffusion.guidance.cos hcpdiff.diffusion.samplers.euler hcpdiff.diffusion.samplers.single_step.euler
 """
+ROOT = Path(__file__).parents[2]
+# Wherever a user may copy a config from.
+DOCUMENTED = [
+    file
+    for place in ("cfgs", "docs", "examples", "hcpdiff")
+    for kind in ("yaml", "md", "py", "ipynb")
+    for file in sorted((ROOT / place).rglob(f"*.{kind}"))
+]
 
 
 @pytest.mark.parametrize("path", ATTACKS)
@@ -92,6 +118,62 @@ def test_some_things_are_refused_even_if_the_user_trusts_the_package(path):
 @pytest.mark.parametrize("path", NEEDED.split())
 def test_what_configs_need_is_allowed(path):
     assert callable(trust.resolve(path))
+
+
+def test_every_target_of_hcpdiff_that_is_shown_to_users_is_allowed():
+    text = "\n".join(file.read_text(encoding="utf-8") for file in [ROOT / "README.md", *DOCUMENTED])
+    shown = set(re.findall(r"_target_[`\"']*: *[`\"']*(hcpdiff(?:\.\w+)+)", text))
+    listed = set(re.findall(r"^\| `(hcpdiff(?:\.\w+)+)` \|", text, re.MULTILINE))
+    assert len(shown) > 5
+    assert len(listed) > 20
+    for path in shown | listed:
+        assert callable(trust.resolve(path)), path
+
+
+@pytest.mark.parametrize("package", offers.PACKAGES)
+def test_every_class_that_a_package_exports_is_allowed_but_for_a_few(package):
+    for name in importlib.import_module(package).__all__:
+        found = getattr(importlib.import_module(package), name)
+        if inspect.isclass(found) and found.__module__ != "typing" and name not in offers.NOT_OFFERED:
+            assert trust.resolve(f"{package}.{name}") is found
+
+
+def test_a_refusal_says_where_to_look():
+    with pytest.raises(trust.TargetError, match=r"^'hcpdiff\.train\.run\.train' is refused: .*; docs/config\.md lists"):
+        trust.resolve("hcpdiff.train.run.train")
+
+
+def test_a_check_calls_nothing_that_a_config_names(write, monkeypatch):
+    """A model's arguments are looked at, to match its layers; a target among them is not called."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "toys"))
+    write(
+        "my.yaml",
+        """
+        model:
+          _target_: hcpdiff.models.SD3.from_pretrained
+          path: {_target_: toybox.leave_a_mark, path: ran}
+        data:
+          main:
+            source: {_target_: toybox.leave_a_mark, path: ran}
+            bucket: {_target_: hcpdiff.data.FixedBucket, size: 64}
+            batch_size: 1
+        plugins:
+          style:
+            _target_: hcpdiff.plugins.LoRA
+            layers: [a]
+            rank: 1
+        train:
+          steps: 1
+          optimizer: {_target_: torch.optim.AdamW}
+          callbacks: [{_target_: toybox.leave_a_mark, path: ran}]
+          loss: {_target_: toybox.Marker, path: ran}
+        infer:
+          prompts: [a]
+          size: [64, 64]
+        """,
+    )
+    assert check(load("my.yaml", trust=["toybox"]), selectors=True) == []
+    assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("root", ["os", "builtins", "subprocess", "pickle", "importlib", "hydra", "ctypes"])
@@ -134,7 +216,5 @@ def test_arguments_that_run_code_are_refused(toys, key, value):
 
 
 def test_nothing_in_a_config_is_evaluated(write):
-    from hcpdiff.config.loading import load
-
     write("my.yaml", "a: __import__('os').getcwd()\nb: '${oc.env:NOT_SET_ANYWHERE,1+1}'\n")
     assert load("my.yaml").tree == {"a": "__import__('os').getcwd()", "b": "1+1"}

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hcpdiff.models.family import ModelFamily
+from hcpdiff.models.flux.family import Flux
 from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.models.sdxl import SDXL
 from hcpdiff.types import Conditioning, SizeInfo
 from tests.models.tiny import tiny_pipeline
+from tests.models.tiny_flux import tiny_flux_pipeline
 from tests.models.tiny_unet import tiny_sd, tiny_sdxl
 
 pytest.importorskip("diffusers")
@@ -41,6 +43,14 @@ FAMILIES = {
     "SD3.5 with T5": Row(
         lambda folder: tiny_pipeline(t5=True, shape="sd3.5-medium").save_pretrained(folder),
         lambda folder: SD3.from_pretrained(folder, t5_tokens=7),
+    ),
+    "FLUX dev": Row(
+        lambda folder: tiny_flux_pipeline("dev").save_pretrained(folder),
+        lambda folder: Flux.from_pretrained(folder, t5_tokens=7),
+    ),
+    "FLUX schnell": Row(
+        lambda folder: tiny_flux_pipeline("schnell").save_pretrained(folder),
+        lambda folder: Flux.from_pretrained(folder, t5_tokens=7),
     ),
 }
 PROMPTS = ["a red star", "blue"]

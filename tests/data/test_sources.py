@@ -270,3 +270,19 @@ def test_mistakes_with_classes_are_named(animals: Path) -> None:
     Image.new("RGB", (8, 8)).save(animals / "loose.png")
     with pytest.raises(ValueError, match=r"path: loose\.png lies in no class folder of .*; move it into one"):
         scan([ClassFolderSource(animals, repeat={"cat": 2})], "")
+
+
+def test_masks_and_condition_images_of_other_names_are_an_error_and_a_few_that_lack_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="hcpdiff.data")
+    for name in ("images/a.png", "images/b.png", "other/x.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    images, other, masks = (tmp_path / name for name in ("images", "other", "masks"))
+    for key in ("control_images", "loss_masks"):
+        with pytest.raises(ValueError, match=rf"^{key}: .*other has nothing of the name of an image, e\.g\. a\.png"):
+            FolderSource(images, **{key: other}).check()
+    FolderSource(images, loss_masks=masks, captions={"a": "x", "z": "of nothing"}).check()
+    assert "captions: 1 of them are for no image" in caplog.text
+    assert "loss_masks: 1 images have none and count fully, e.g. b.png" in caplog.text

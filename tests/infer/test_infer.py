@@ -9,12 +9,12 @@ from PIL import Image
 
 import hcpdiff
 from hcpdiff.config import ConfigError
-from hcpdiff.infer.generate import Picture
+from hcpdiff.infer.generation import Picture
 from hcpdiff.infer.request import Adapter, InferSettings, prompts_from_file
 from hcpdiff.infer.save import before_after, contact_sheet, read_settings, save_picture
 from hcpdiff.plugins import attach, weights
 from hcpdiff.types import Prompt
-from tests.infer.test_generate import shaken
+from tests.infer.test_generation import shaken
 from tests.train import runs
 
 CONFIG = """
@@ -123,6 +123,29 @@ def test_mistakes_are_told_before_anything_is_made(config: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_text_for_prompts_and_a_seed_that_torch_cannot_take_are_mistakes(config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"infer\.prompts: .*; put it in brackets: \['a red star'\]"):
+        hcpdiff.infer(config, changes={"prompts": "a red star"})
+    with pytest.raises(ConfigError, match=r"^override: infer\.seed: 9{20} is out of range; use 0 to "):
+        hcpdiff.infer(config, changes={"seed": int("9" * 20)})
+    with pytest.raises(ValueError, match=r"^seed: -1 is out of range"):
+        InferSettings(prompts=["a"], seed=-1)
+    with pytest.raises(ValueError, match=r"^prompts: a text is not a list; use \['a cat'\]$"):
+        InferSettings(prompts="a cat")  # pyright: ignore[reportArgumentType]
+
+
+def test_paths_in_the_home_folder_are_found(
+    config: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(model))
+    monkeypatch.chdir(tmp_path)
+    adapter = "infer.adapters={style: {path: '~/style.safetensors'}}"
+    pictures = hcpdiff.infer(config, [adapter, "infer.out='~/pictures'", "infer.prompts=[a]"])
+    assert [p.path for p in pictures] == [model / "pictures" / "00000-7.png"]
+    assert sorted(p.name for p in (model / "pictures").iterdir()) == ["00000-7.png", "sheet.png"]
+    assert not (tmp_path / "~").exists()
+
+
 def test_prompts_of_a_file_are_its_lines_without_comments(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# animals\na cat, sitting\n\n  a dog  \n", encoding="utf-8")
@@ -195,3 +218,10 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="disk full"):
         save_picture(a_picture("red"), tmp_path / "new" / "a.png", {})
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
+    import hcpdiff.infer
+
+    for name in hcpdiff.infer.__all__:
+        assert callable(getattr(hcpdiff.infer, name)), name

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hcpdiff.models import fused
-from hcpdiff.models.fused import gated, heads_of, modulated_norm, rms_norm
+from hcpdiff.models.fused import beside_gelu, gated, heads_of, modulated_norm, rms_norm
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -29,6 +29,11 @@ STEPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor
         [normal(2, 5, 8), normal(2, 1, 8), normal(2, 1, 8, seed=1)],
     ),
     "gated": (gated, lambda x, g, u: x + g * u, [normal(2, 5, 8), normal(2, 1, 8), normal(2, 5, 8, seed=1)]),
+    "beside_gelu": (
+        beside_gelu,
+        lambda left, x: torch.cat([left, F.gelu(x, approximate="tanh")], dim=-1),
+        [normal(2, 5, 4), normal(2, 5, 8)],
+    ),
     "rms_norm": (rms_norm, lambda x, w: F.rms_norm(x, w.shape, w, 1e-6), [normal(2, 5, 3, 8), normal(8)]),
 }
 
@@ -146,6 +151,25 @@ def test_gelu_made_again_gives_the_same_gradients_and_is_not_kept() -> None:
     again, again_bytes = run(True)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert plain_bytes - again_bytes == 2 * 5 * 64 * 4  # the output of gelu
+
+
+def test_what_stands_beside_a_gelu_is_made_again_too() -> None:
+    measure = pytest.importorskip("tests.benchmarks.measure")
+    left, x = (normal(2, 50, width).requires_grad_() for width in (4, 16))
+    weight = nn.Parameter(normal(20, 8))
+
+    def run() -> Tensor:
+        return beside_gelu(left, x) @ weight
+
+    def made_again() -> Tensor:
+        with fused.making_again():
+            return run()
+
+    results = [torch.autograd.grad(f().square().sum(), (left, x, weight)) for f in (run, made_again)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    kept = [measure.saved_bytes(f) for f in (run, made_again)]
+    assert kept[0] == (16 + 20) * 100 * 8, "the GELU's input and its output beside the other"
+    assert kept[1] == (16 + 4) * 100 * 8, "both inputs instead"
 
 
 def test_gelu_that_is_changed_in_place_is_kept_as_it_is() -> None:

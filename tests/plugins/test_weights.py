@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hcpdiff.formats import lora_files
 from hcpdiff.plugins import ControlNet, LoRA, PluginGroup, PluginInputs, PluginSpec, weights
 from hcpdiff.plugins.attach import attach
 from tests.plugins.test_lora import shake
@@ -210,7 +211,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         Path(str(args[1])).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(lora_files, "save_file", full)
     with pytest.raises(OSError, match="disk full"):
         weights.save(plugged(seed=1), "style", path)
     assert path.read_bytes() == old
@@ -253,3 +254,19 @@ def test_what_is_no_change_of_weights_cannot_be_merged(tmp_path: Path) -> None:
     assert torch.equal(group.family.denoiser(*toy_inputs()), before)
     with pytest.raises(ValueError, match="strength 0 would change nothing"):
         weights.merge(group.family, group, strength=0)
+
+
+def test_files_and_folders_in_the_home_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = attach(mmdit_family(), {"pose": PluginSpec(ControlNet)})
+    shake(group)
+    weights.save(group, "pose", tmp_path / "pose.safetensors")
+    (attachment,) = group.attachments
+    assert isinstance(attachment.plugin, ControlNet)
+    attachment.plugin.save_pretrained(tmp_path / "pose")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = group.plugin_state_dict("pose")
+    from_file = weights.attach_file(mmdit_family(), "~/pose.safetensors").plugin_state_dict("plugin")
+    spec = PluginSpec(ControlNet, options={"pretrained": "~/pose"})
+    from_folder = attach(mmdit_family(), {"pose": spec}).plugin_state_dict("pose")
+    for found in (from_file, from_folder):
+        assert all(torch.equal(tensor, found[key]) for key, tensor in state.items())

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from hcpdiff.infer.generate import generate
+from hcpdiff.infer.generation import generate
 from hcpdiff.infer.request import Request
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.plugins import attach

@@ -327,7 +327,7 @@ def test_bf16_trains_close_to_fp32_with_fp32_weights_also_in_one_process(tmp_pat
 
 
 def test_dropout_works_in_training_and_not_in_previews(tmp_path: Path) -> None:
-    from hcpdiff.infer.generate import generate
+    from hcpdiff.infer.generation import generate
     from hcpdiff.infer.request import Request
 
     trainer = runs.make(tmp_path, plugins={"style": runs.lora(dropout=0.5)}, steps=3)

@@ -75,10 +75,12 @@ def _found(path: Path) -> CaptionReader:
     if not path.is_dir():
         raise FileNotFoundError(f"captions: nothing at {path}; give a folder of .txt files, or a .json or .yaml file")
     with os.scandir(path) as entries:
-        names = sorted(e.name for e in entries if e.name.endswith((".json", *YAML_SUFFIXES)) and e.name[0] != ".")
+        found = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    names = [name for name in found if name.endswith((".json", *YAML_SUFFIXES))]
+    texts = any(name.endswith(".txt") for name in found)  # then another table is about something else
     for suffixes in ((".json",), YAML_SUFFIXES):
         tables = [name for name in names if name.endswith(suffixes)]
         named = [name for name in tables if name.startswith("captions.")]
-        if named or len(tables) == 1:
+        if named or (len(tables) == 1 and not texts):
             return TableCaptions(path / (named or tables)[0])
     return SidecarCaptions(path)

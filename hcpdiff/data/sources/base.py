@@ -34,6 +34,7 @@ class Source(Protocol):
     More members are optional:
 
     - `repeat`: how often an epoch shows an image, a number or one per image. 0.5 shows it in every second epoch.
+    - `check()`: raises for what is wrong with the whole source, before anything is read.
     - `sizes() -> (N, 2) array | None`: (height, width) of all images, where they are known without opening files;
       rows of 0 are unknown and asked for by `size`.
     - `stamps() -> Stamps | None`: of the image files. With them the next run need not read the headers of unchanged

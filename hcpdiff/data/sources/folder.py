@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +25,19 @@ from hcpdiff.data.sources.listing import Listing, list_folder, list_images
 FolderPath = Annotated[str | Path, ExistingPath("folder")]
 
 
+log = logging.getLogger("hcpdiff.data")
+
+
 class FolderSource:
     """The images of a folder and its subfolders, in the order of their relative paths; hidden files are left out.
 
     Args:
         path: the folder.
-        captions: None reads `<image name>.txt` beside each image, or a `captions.json` (or an only .json file) in the
-            folder; see `caption_reader`. A path to another folder does the same there. A path to a .json file, or a
-            mapping: {name: caption, or list of captions}. A callable: name -> list of captions.
+        captions: None reads what lies in the folder: `captions.json` or an only .json file, else `captions.yaml` or an
+            only .yaml file, else `<image name>.txt` beside each image; with .txt files there, a table must be called
+            captions. A path to another folder does the same there. A
+            path to a .json or .yaml file, or a mapping: {name: caption, list of captions, or list of {text, weight}}. A
+            reader such as `FilenameCaptions`, or a function name -> captions.
         control_images: folder of condition images of the same relative path (any suffix); each becomes
             `inputs["control_image"]`, cut like its image, in [0, 1]. Every image needs one.
         loss_masks: folder of grey images of the same relative path; an image without one counts fully.
@@ -80,6 +86,23 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def check(self) -> None:
+        """Raise for what is wrong with captions, masks and condition images as a whole; log what some images lack."""
+        unmatched = getattr(self._read_captions, "unmatched", ())
+        if unmatched:
+            log.info("captions: %d of them are for no image of %s, e.g. %r", len(unmatched), self.path, unmatched[0])
+        stems = [stem(name) for name in self.files]
+        for key, folder, found in (
+            ("control_images", self.control_images, self._controls),
+            ("loss_masks", self.loss_masks, self._masks),
+        ):
+            lacking = [name for name, own in zip(self.files, stems, strict=True) if own not in found]
+            if folder is not None and len(lacking) == len(stems):
+                raise ValueError(f"{key}: {folder} has nothing of the name of an image, e.g. {stems[0]}.png")
+            if folder is not None and lacking:
+                what = "are left out" if key == "control_images" else "count fully"
+                log.info("%s: %d images have none and %s, e.g. %s", key, len(lacking), what, lacking[0])
 
     @property
     def repeat(self) -> float | np.ndarray:

@@ -1,4 +1,4 @@
-"""One block of SD3's transformer: image and text tokens have their own weights and meet in one attention.
+"""One block of SD3's transformer, FLUX's double block: image and text have their own weights and meet in attention.
 
 Layers are named as in diffusers, so adapters and files carry over: `attn.to_q`, `attn.add_q_proj`, `ff.net.0.proj` ...
 """
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hcpdiff.models.attention import attention
 from hcpdiff.models.fused import gated, gelu, heads_of, making_again, modulated_norm, rms_norm
+from hcpdiff.models.rope import rotated
 
 
 class JointBlock(nn.Module):
@@ -37,17 +38,19 @@ class JointBlock(nn.Module):
             self.ff_context = MLP(dim)
 
     def forward(
-        self, image: Tensor, text: Tensor, emb: Tensor, bias: Tensor | None = None
+        self, image: Tensor, text: Tensor, emb: Tensor, bias: Tensor | None = None, rotation: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) image and (B, L, D) text tokens to the same; text is None after the last block.
 
         Args:
             emb: (B, D), silu of the embedded time and pooled text.
             bias: (B, 1, 1, N + L), added to the logits of each key.
+            rotation: (N, d / 2, 2), of the image tokens by where they are; see `rope.rotation`. None: they are told
+                where they are before the first block.
         """
         step, mlp_step, *dual = self.norm1(emb)
         text_step, *text_mlp_step = self.norm1_context(emb)
-        attended, text_attended = self.attn(step.before(image), text_step.before(text), bias)
+        attended, text_attended = self.attn(step.before(image), text_step.before(text), bias, rotation)
         attended_alone = [self.attn2(other.before(image)) for other in dual]
         image = step.after(image, attended)
         for other, update in zip(dual, attended_alone, strict=True):
@@ -139,16 +142,22 @@ class Attention(nn.Module):
         self.head_dim = dim // heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_q, self.norm_k = (HeadNorm(self.head_dim) if qk_norm else nn.Identity() for _ in range(2))
-        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, D) tokens to (B, N, H, d) each."""
         query, key, value = heads_of(x, (self.to_q, self.to_k, self.to_v), self.head_dim)
-        return self.norm_q(query), self.norm_k(key), value
+        query, key = self.norm_q(query), self.norm_k(key)
+        if rotation is not None:
+            query, key = rotated(query, rotation), rotated(key, rotation)
+        return query, key, value
 
 
 class SelfAttention(Attention):
     """Attention of the image to itself."""
+
+    def __init__(self, dim: int, heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__(dim, heads, qk_norm=qk_norm)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.to_out[0](attention(*self.project(image)))
@@ -159,6 +168,7 @@ class JointAttention(Attention):
 
     def __init__(self, dim: int, heads: int, *, last: bool = False, qk_norm: bool = False) -> None:
         super().__init__(dim, heads, qk_norm=qk_norm)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
         self.last = last
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(dim, dim) for _ in range(3))
         self.norm_added_q, self.norm_added_k = (HeadNorm(self.head_dim) if qk_norm else nn.Identity() for _ in range(2))
@@ -169,8 +179,11 @@ class JointAttention(Attention):
         query, key, value = heads_of(x, (self.add_q_proj, self.add_k_proj, self.add_v_proj), self.head_dim)
         return self.norm_added_q(query), self.norm_added_k(key), value
 
-    def forward(self, image: Tensor, text: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        both = [torch.cat(pair, dim=1) for pair in zip(self.project(image), self.project_text(text), strict=True)]
+    def forward(
+        self, image: Tensor, text: Tensor, bias: Tensor | None = None, rotation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        streams = zip(self.project(image, rotation), self.project_text(text), strict=True)
+        both = [torch.cat(pair, dim=1) for pair in streams]
         image, text = attention(*both, bias=bias).split_with_sizes([image.shape[1], text.shape[1]], dim=1)
         return self.to_out[0](image), None if self.last else self.to_add_out(text)
 

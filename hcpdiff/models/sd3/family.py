@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hcpdiff.config.ranges import at_least_1
 from hcpdiff.diffusion import timesteps
 from hcpdiff.diffusion.process import FlowMatching
 from hcpdiff.models import vae as autoencoder
@@ -19,9 +20,11 @@ from hcpdiff.models.family import LatentSpec
 from hcpdiff.models.folder import ModelFolder, Part, write
 from hcpdiff.models.pretrained import PretrainedFamily
 from hcpdiff.models.sd3.transformer import MMDiT
+from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
 from hcpdiff.models.text import t5 as t5_encoder
-from hcpdiff.models.text.tokenize import token_ids, token_lengths
+from hcpdiff.models.text.chunks import Tokens, lengths, tokenize, tokenize_whole
+from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning
 
@@ -48,8 +51,10 @@ class SD3(PretrainedFamily):
         t5_tokens: how many tokens the T5 gives. Without a T5 the model is shown as many zeros.
         compact_t5: give those zeros as one token that counts for all: the same result, and faster.
         scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
+        reading: how prompts are read; chunks are those of CLIP, the T5 reads its tokens at once.
     """
 
+    architecture = "sd3"
     denoiser: MMDiT
 
     def __init__(
@@ -62,6 +67,7 @@ class SD3(PretrainedFamily):
         t5_tokens: int = 256,
         compact_t5: bool = True,
         scheduler: Mapping[str, Any] = SCHEDULER,
+        reading: Reading = Reading(),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__()
         if t5_tokens < 1:
@@ -70,6 +76,7 @@ class SD3(PretrainedFamily):
         self.vae = vae
         self.text_encoders = nn.ModuleDict(dict(text_encoders))
         self.tokenizers = dict(tokenizers)
+        self.reading = reading
         self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)
         self.process = FlowMatching()
         self.latent = self._latent_spec(denoiser, vae)
@@ -85,8 +92,11 @@ class SD3(PretrainedFamily):
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype = "float32",
         t5: bool = True,
-        t5_tokens: int = 256,
+        t5_tokens: Annotated[int, at_least_1] = 256,
         compact_t5: bool = True,
+        emphasis: Literal["none", "webui", "braces"] = "none",
+        chunks: Annotated[int, at_least_1] | Literal["auto"] = 1,
+        chunk_pooling: Literal["first", "mean"] = "first",
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
     ) -> SD3:
@@ -97,6 +107,11 @@ class SD3(PretrainedFamily):
             revision: of the repository.
             text_dtype: None takes `dtype`.
             t5: read the T5 if the model has one. False saves most of the memory and costs fidelity to long prompts.
+            emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
+                "none" takes every sign as text: tags are full of brackets.
+            chunks: how many times 75 tokens of a prompt CLIP reads; "auto" as many as the longest of a batch needs, for
+                inference alone. The T5 reads `t5_tokens`, and BREAK is a space to it.
+            chunk_pooling: the pooled vector is that of the "first" chunk, or the "mean" of those that have text.
             from_scratch: parts that start from random weights; of these only configs need to be there.
             seed: of these random weights.
 
@@ -115,6 +130,7 @@ class SD3(PretrainedFamily):
             t5_tokens=t5_tokens,
             compact_t5=compact_t5,
             scheduler=files.scheduler(SCHEDULER),
+            reading=Reading(emphasis, chunks, chunk_pooling),
         )
 
     @classmethod
@@ -135,13 +151,15 @@ class SD3(PretrainedFamily):
         Returns:
             {encoder: (tokens of each text, those that mark its ends included; how many of them the encoder reads)}
         """
-        given = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
-        given.apply_defaults()
+        bound = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        reading = Reading(given["emphasis"], given["chunks"], given["chunk_pooling"])
         files, found = cls._configs(*args, **kwargs), {}
         for name in files.text_encoders:
             tokenizer = files.tokenizer(f"text_encoders.{name}")
-            limit = given.arguments["t5_tokens"] if name == "t5" else tokenizer.model_max_length
-            found[name] = token_lengths(tokenizer, texts), limit
+            limit = given["t5_tokens"] if name == "t5" else reading.limit(tokenizer.model_max_length)
+            found[name] = lengths(tokenizer, texts, reading), limit
         return found
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -165,17 +183,21 @@ class SD3(PretrainedFamily):
 
     @property
     def text_settings(self) -> str:
-        return f"{list(self.text_encoders)} t5_tokens={self.t5_tokens} compact={self.compact_t5}"
+        return f"{list(self.text_encoders)} t5_tokens={self.t5_tokens} compact={self.compact_t5} {self.reading}"
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """CLIP tokens beside each other, padded to the T5's width, then the T5's tokens; pooled CLIP features."""
-        length = self.tokenizers["clip_l"].model_max_length
-        features = [clip.encode(self.text_encoders[n], self._ids(n, prompts, length)) for n in CLIPS]
+        read = self._tokens(prompts)
+        features = [
+            chunked.encode(read[n], partial(clip.encode, self.text_encoders[n]), pooling=self.reading.pooling)
+            for n in CLIPS
+        ]
         tokens = torch.cat([tokens for tokens, _ in features], dim=-1)
         pooled = torch.cat([pooled for _, pooled in features], dim=-1)
         tokens = F.pad(tokens, (0, self.denoiser.config.joint_attention_dim - tokens.shape[-1]))
         if "t5" in self.text_encoders:
-            long = t5_encoder.encode(self.text_encoders["t5"], self._ids("t5", prompts, self.t5_tokens))
+            long = t5_encoder.encode(self.text_encoders["t5"], read["t5"].ids[:, 0])
+            long = chunked.weighted(long, read["t5"].weights)
             return Conditioning(torch.cat([tokens, long.to(tokens.dtype)], dim=1), pooled=pooled)
         if not self.compact_t5:
             return Conditioning(F.pad(tokens, (0, 0, 0, self.t5_tokens)), pooled=pooled)
@@ -202,14 +224,23 @@ class SD3(PretrainedFamily):
         self.denoiser.gradient_checkpointing(mode)
 
     def train(self, mode: bool = True) -> SD3:
+        if mode:
+            self.reading.check_training()
         super().train(mode)
         self.text_encoders.eval()
         self.vae.eval()
         return self
 
-    def _ids(self, name: str, prompts: Sequence[str], length: int) -> Tensor:
-        encoder: Any = self.text_encoders[name]
-        return token_ids(self.tokenizers[name], prompts, length).to(encoder.get_input_embeddings().weight.device)
+    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tokens]:
+        """What each text encoder reads."""
+        length = self.tokenizers["clip_l"].model_max_length
+        tokens = tokenize({name: (self.tokenizers[name], length) for name in CLIPS}, prompts, self.reading)
+        if "t5" in self.text_encoders:
+            tokens["t5"] = tokenize_whole(self.tokenizers["t5"], prompts, self.t5_tokens, self.reading)
+        encoders: dict[str, Any] = dict(self.text_encoders.items())
+        return {
+            name: tokens[name].to(encoder.get_input_embeddings().weight.device) for name, encoder in encoders.items()
+        }
 
     @staticmethod
     def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:

@@ -85,6 +85,20 @@ def sink(first: int = 0, **kwargs: Any) -> dict[str, Any]:
     return found
 
 
+def leave_a_mark(path: str) -> None:
+    Path(path).touch()
+
+
+class Marker:
+    """Leaves one when it is made."""
+
+    def __init__(self, *, path: str) -> None:
+        leave_a_mark(path)
+
+    def __call__(self, *args: Any) -> None:
+        """It could be a loss."""
+
+
 class Parent:
     def __init__(self, width: int = 1, height: int = 1) -> None:
         self.size = width, height

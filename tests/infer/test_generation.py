@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hcpdiff.diffusion import samplers
-from hcpdiff.infer.generate import Picture, generate
+from hcpdiff.infer.generation import Picture, generate
 from hcpdiff.infer.request import Request
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.plugins import LoRA, PluginSpec, attach

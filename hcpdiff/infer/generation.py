@@ -122,7 +122,7 @@ def _generate_batch(
 
 def _control(path: str, size: tuple[int, int]) -> Tensor:
     """The control image, scaled and centre-cropped to the picture, (1, 3, H, W) in [0, 1]; plugins repeat it."""
-    image = read_rgb(Path(path))
+    image = read_rgb(Path(path).expanduser())
     return unit_tensor(cut(Record(image), place((image.height, image.width), size)).image)[None]
 
 

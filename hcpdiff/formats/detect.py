@@ -1,0 +1,71 @@
+"""Which form a LoRA file has, and for which kind of model it is: from its keys and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+FORMS = {  # {form: what a key of it looks like}
+    "original": r"(?:\w+:)?.+\.___\.(?:layer\.|lora_|alpha)",
+    "kohya": r"(?:lora_(?:unet|te\d?|transformer)|lycoris)_.+\.(?:lora_(?:down|up|mid)\.weight|alpha)",
+    "peft": r"base_model\.model\..+\.lora_[AB]\.(?:default\.)?(?:weight|bias)",
+    "diffusers": r".+(?:\.lora_[AB](?:\.default)?(?:\.weight|\.bias)?|[._]lora(?:_linear_layer)?\.(?:down|up)\.weight)",
+}
+OTHERS = {  # {what it is: a key}
+    "a LoHa": r"\.hada_",
+    "a LoKr": r"\.lokr_",
+    "an OFT": r"\.oft_",
+    "a GLoRA": r"\.[ab][12]\.weight",
+    "a DoRA": r"\.(?:dora_scale|lora_magnitude_vector)",
+    "a change of full weights": r"\.diff(?:_b)?$",
+    "a textual inversion": r"^(?:emb_params|clip_[lg]|t5|<.+>)$",
+    "a ControlNet": r"^(?:control_model\.|controlnet_)",
+    "a whole model": r"^(?:model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.)",
+}
+_UNET_CONTEXT = {768: "sd", 1024: "sd", 2048: "sdxl"}
+_DIT_WIDTH = {1536: "sd3", 2432: "sd3", 3072: "flux"}
+
+
+def form(keys: Iterable[str], where: str) -> str:
+    """One of `FORMS`.
+
+    Raises:
+        ValueError: it is no LoRA that can be read; saying what it seems to be.
+    """
+    keys = list(keys)
+    for name, pattern in FORMS.items():
+        if any(re.fullmatch(pattern, key) or (name == "original" and re.match(pattern, key)) for key in keys):
+            return name
+    seems = [what for what, pattern in OTHERS.items() if any(re.search(pattern, key) for key in keys)]
+    ends = Counter(key.rpartition(".")[2] for key in keys).most_common(3)
+    found = " and ".join(seems) or (", ".join(f"{n} keys that end in {end!r}" for end, n in ends) or "nothing")
+    raise ValueError(f"{where}: this is no LoRA of a known form; it holds {found}; first key: {keys[:1]}")
+
+
+def family(tensors: Mapping[str, Tensor]) -> str | None:
+    """One of `names.ARCHITECTURES`, or None where the file could be for several, as with text encoders alone."""
+    text = "\n".join(tensors)
+    if re.search(r"single_(?:transformer_)?blocks|double_blocks", text):
+        return "flux"
+    if "joint_blocks" in text or re.search(r"attn2[._]to_q.*\n(?:.*\n)*.*add_q_proj", text):
+        return "sd3"
+    if re.search(r"(?<!single_)transformer[._]transformer[._]blocks|add_[qkv]_proj|to_add_out|ff_context", text):
+        return _by_width(tensors)
+    if re.search(r"(?:input|output)_blocks_\d|middle_block_\d|transformer_blocks[._][1-9]", text):
+        return "sdxl"
+    for key, tensor in tensors.items():
+        if re.search(r"attn2[._](?:processor\.)?to_[kv].*(?:lora_down|lora_A|lora\.down|W_down)", key):
+            return _UNET_CONTEXT.get(tensor.shape[1])
+    if re.search(r"lora_te_|(?:down|up|mid)_block", text) and not re.search("lora_te2|text_encoder_2", text):
+        return "sd"
+    return None
+
+
+def _by_width(tensors: Mapping[str, Tensor]) -> str | None:
+    for key, tensor in tensors.items():
+        if re.search(r"(?:to_q|add_q_proj|to_out[._]0|to_add_out).*(?:lora_down|lora_A|lora\.down)", key):
+            return _DIT_WIDTH.get(tensor.shape[1])
+    return None

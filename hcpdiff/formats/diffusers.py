@@ -1,0 +1,89 @@
+"""LoRA as diffusers writes it: the folder of each part, its layers' own names, `lora_A` and `lora_B`.
+
+There is no alpha beside the matrices. diffusers looks for it in the header, ComfyUI takes it to be the rank; so it is
+folded in, and the header says the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from hcpdiff.formats.lora_files import Update, Updates, folded, listing, without_mid
+from hcpdiff.formats.names import Architecture, to_diffusers
+
+METADATA = "lora_adapter_metadata"
+
+
+def write(updates: Updates, arch: Architecture) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its header.
+
+    Raises:
+        ValueError: listing the layers of parts that such files do not have.
+    """
+    named = {layer: to_diffusers(arch, layer) for layer in updates}
+    if lost := [layer for layer, name in named.items() if name is None]:
+        raise ValueError(f"diffusers: {len(lost)} of {len(updates)} layers have no name there: {listing(lost)}")
+    return write_named({str(named[layer]): update for layer, update in updates.items()})
+
+
+def write_named(updates: Updates) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`write` for updates by the names that they shall have."""
+    plain = {name: folded(without_mid(update)) for name, update in updates.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, update in plain.items():
+        tensors |= {f"{name}.lora_A.weight": update.down, f"{name}.lora_B.weight": update.up}
+        if update.bias is not None:
+            tensors[f"{name}.lora_B.bias"] = update.bias
+    return tensors, {METADATA: json.dumps(config(plain))}
+
+
+def config(updates: Updates) -> dict[str, Any]:
+    """The fields of PEFT's LoraConfig for folded updates, each under the name of its part."""
+    parts: dict[str, dict[str, Update]] = {}
+    for name, update in updates.items():
+        part, _, path = name.partition(".")
+        parts.setdefault(part, {})[path] = update
+    return {f"{part}.{key}": value for part, own in parts.items() for key, value in peft_config(own).items()}
+
+
+def peft_config(updates: Updates) -> dict[str, Any]:
+    """Of one part; `^` makes a pattern mean this very layer."""
+    first = next(iter(updates.values()))
+    return {
+        "r": first.rank,
+        "lora_alpha": first.rank,
+        "rank_pattern": {f"^{path}": update.rank for path, update in updates.items()},
+        "alpha_pattern": {f"^{path}": update.rank for path, update in updates.items()},
+        "target_modules": list(updates),
+        "lora_bias": any(update.bias is not None for update in updates.values()),
+    }
+
+
+def with_alphas(modules: Updates, header: Mapping[str, str]) -> dict[str, Update]:
+    """Modules by the names of a file, with the alphas that its header gives."""
+    text = header.get(METADATA)
+    values = json.loads(text) if text else {}
+    parts = {key.rpartition(".")[0] for key in values if key.endswith(".r")}
+    own = {part: {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")} for part in parts}
+    result = dict(modules)
+    for name, update in modules.items():
+        part, _, path = name.partition(".")
+        if part in own and update.alpha is None:
+            result[name] = replace(update, alpha=peft_alpha(own[part], path, update.rank))
+    return result
+
+
+def peft_alpha(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """The alpha of a layer by a LoraConfig; as PEFT does it, a pattern is the end of a path or `^` and the whole."""
+    alpha = config.get("lora_alpha", rank)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", path) or re.fullmatch(pattern, path):
+            alpha = value
+            break
+    return alpha * rank**0.5 if config.get("use_rslora") else float(alpha)

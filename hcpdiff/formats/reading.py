@@ -1,0 +1,103 @@
+"""Any LoRA file to {layer: Update}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from hcpdiff.formats import detect, diffusers, kohya, original, peft
+from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, read_tensors, split, swapped
+from hcpdiff.formats.names import Architecture, architecture, find
+
+
+@dataclass(frozen=True)
+class LoRAFile:
+    """What is in a LoRA file."""
+
+    form: str  # one of `detect.FORMS`
+    family: str  # one of `names.ARCHITECTURES`
+    updates: dict[str, Update]  # by layer, as `names` writes it
+    header: dict[str, str]
+
+
+def read(path: str | Path, family: str | None = None) -> LoRAFile:
+    """Read a file, or a folder of PEFT.
+
+    Args:
+        family: the kind of model it is for; None finds out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no LoRA, its model cannot be told, or keys have no meaning: all of them are listed.
+    """
+    path = Path(path).expanduser()
+    files = peft.weights_in(path) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"{path}: there is no such LoRA file")
+    updates: dict[str, Update] = {}
+    form, header = "", {}
+    for file in files:
+        tensors, header = read_tensors(file)
+        form = detect.form(tensors, str(file))
+        family = family or detect.family(tensors)
+        if family is None:
+            raise ValueError(f"{file}: it does not tell for which model it is; say it: sd, sdxl, sd3 or flux")
+        folder = file.parent.name if file.parent != path and path.is_dir() else None
+        updates |= parse(tensors, header, architecture(family), where=str(file), file=file, folder=folder)
+    return LoRAFile(form, str(family), updates, header)
+
+
+def parse(
+    tensors: Mapping[str, Tensor],
+    header: Mapping[str, str],
+    arch: Architecture,
+    *,
+    where: str,
+    file: Path | None = None,
+    folder: str | None = None,
+) -> dict[str, Update]:
+    """The updates that tensors of a file mean.
+
+    Args:
+        file: where a PEFT config may lie beside it.
+        folder: of diffusers, the part that a PEFT file is for; None is the denoiser.
+
+    Raises:
+        ValueError: listing all keys that mean nothing, with their number.
+    """
+    form = detect.form(tensors, where)
+    if form == "original":
+        modules, unknown = original.read(tensors)
+    else:
+        modules, unknown = grouped(tensors, where)
+    if form == "peft" and file is not None:
+        modules = peft.with_alphas(modules, peft.config_of(file))
+        if folder is not None:
+            modules = {f"{folder}.{name.removeprefix(peft.PREFIX)}": update for name, update in modules.items()}
+    elif form == "diffusers":
+        modules = diffusers.with_alphas(modules, header)
+    return _by_layer(modules, unknown, arch, where)
+
+
+def _by_layer(modules: Updates, unknown: list[str], arch: Architecture, where: str) -> dict[str, Update]:
+    updates: dict[str, Update] = {}
+    twice: list[str] = []
+    unknown = list(unknown)
+    for name, update in modules.items():
+        known = find(arch, name)
+        if known is None:
+            unknown.append(name)
+            continue
+        parts = split(update, known.shares) if known.fused else [update]
+        if not known.fused and not known.layers[0].endswith(known.name) and kohya.swaps(arch, known.layers[0], update):
+            parts = [swapped(update)]
+        twice += [layer for layer in known.layers if layer in updates]
+        updates |= zip(known.layers, parts, strict=True)
+    problems = {f"mean no layer of {arch.name}": unknown, "are there twice": twice}
+    if any(problems.values()):
+        texts = [f"{len(names)} {what}: {listing(names)}" for what, names in problems.items() if names]
+        raise ValueError(f"{where}: {len(updates)} layers are understood, but {'; '.join(texts)}")
+    return updates
