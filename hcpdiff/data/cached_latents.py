@@ -38,7 +38,8 @@ class CachedLatents:
         samples: of the dataset; its views are countable.
         folder: where the table lies; None: in memory.
         fingerprint: of all that decides latents besides the pixels: weights and dtype of the VAE.
-        encoded_inputs: condition images that become latents too (their mean, with nothing drawn); others stay images.
+        encoded_inputs: condition images that become latents too (their mean, with nothing drawn), as
+            `inputs["<name>_latents"]`; others stay images.
         about: what encodes, in words.
         team: the processes that fill it together; each has all of it then.
 
@@ -239,7 +240,7 @@ class CachedLatents:
             if field.startswith(_INPUT):
                 inputs[field.removeprefix(_INPUT)] = self.table.stack(field, numbers).float().div_(255)
             elif field.startswith(_ENCODED):
-                inputs[field.removeprefix(_ENCODED)] = self.table.stack(field, numbers)
+                inputs[f"{field.removeprefix(_ENCODED)}_latents"] = self.table.stack(field, numbers)
         return inputs
 
 

@@ -62,6 +62,8 @@ class Dataset:
             the nearest other size, and keeps what is left. All but "repeat" and "drop" show each image exactly `repeat`
             times an epoch.
         cache_latents: encode each image once, and keep the latents in "memory" or on "disk".
+        encoded_inputs: condition images, e.g. [control_image], that are cached as latents too, so that a ControlNet
+            needs no VAE while it trains.
         cache_text: the same for prompts; if they are endless the log says so, and they are encoded as they come.
         cache_dir: where caches on disk lie; datasets and runs may share it.
         max_bad: stop if more images than this are unreadable: a share of all below 1, else a number.
@@ -87,6 +89,7 @@ class Dataset:
         variants: Annotated[int, at_least_1] | None = None,
         underfilled: Underfilled = "keep",
         cache_latents: CacheMode = False,
+        encoded_inputs: Sequence[str] = (),
         cache_text: CacheMode = False,
         cache_dir: str | Path = ".cache/hcpdiff",
         max_bad: Annotated[float, at_least_0] = 0.5,
@@ -107,6 +110,8 @@ class Dataset:
                 "cache_latents: crops, flips or transforms that are drawn afresh each time cannot be cached; set "
                 "variants: 4 to cache four versions of each image, or crop: center, flip: 0 and no transforms"
             )
+        if encoded_inputs and not cache_latents:
+            raise ValueError("encoded_inputs: they go with the cached latents; set cache_latents, or leave them out")
         self.captioning = Captioning(caption_transforms, template, word_names, prompt_dropout)
         self.sources: list[Source] = list(source) if isinstance(source, Sequence) else [source]
         if not self.sources:
@@ -121,6 +126,7 @@ class Dataset:
         self.to_step = to_step
         self.underfilled: Underfilled = underfilled
         self.cache_latents: CacheMode = cache_latents
+        self.encoded_inputs = list(encoded_inputs)
         self.cache_text: CacheMode = cache_text
         self.cache_dir = Path(cache_dir).expanduser()
         self.max_bad = max_bad
@@ -243,7 +249,9 @@ class Dataset:
         """
         folder = self.cache_dir if self.cache_latents == "disk" else None
         with located(self.where):
-            latents = CachedLatents(self.samples, folder, fingerprint, about=about, team=team)
+            latents = CachedLatents(
+                self.samples, folder, fingerprint, encoded_inputs=self.encoded_inputs, about=about, team=team
+            )
         computed = latents.fill(encode_image, batch_size=batch_size, workers=workers, progress=progress)
         self._index.save()
         self.note_bad(latents.bad)

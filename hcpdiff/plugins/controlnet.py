@@ -27,7 +27,8 @@ class ControlNet(MultiPluginBlock):
     """A copy of the model's first blocks, with the control image added to its input. What each of its blocks gives is
     added to the model's blocks, through layers that start at zero (arXiv:2302.05543).
 
-    The step's inputs have `control_image`: (B, 3, H, W) in [0, 1], or its latents (B, C, h, w). A batch may be a
+    The step's inputs have `control_image`: (B, 3, H, W) in [0, 1], or latents (B, C, h, w) as diffusers wants them; or
+    `control_image_latents`, the family's latents from a cache. A batch may be a
     multiple of B, as with guidance: images are repeated then. Weights have the names of diffusers' SD3ControlNetModel.
 
     Args:
@@ -40,7 +41,7 @@ class ControlNet(MultiPluginBlock):
     from_layers = ("pre_hook:", "pre_hook:transformer_blocks.0")
     to_layers = (r"re:transformer_blocks\.\d+",)
     adjustable = True
-    reads = ("control_image",)
+    reads = ("control_image", "control_image_latents")
 
     def __init__(
         self,
@@ -89,11 +90,12 @@ class ControlNet(MultiPluginBlock):
 
     def prepare(self, inputs: PluginInputs, family: nn.Module) -> PluginInputs:
         """Encode the control image, once for as long as it is the same."""
-        image = inputs.tensors.get("control_image")
+        cached = inputs.tensors.get("control_image_latents")
+        image = inputs.tensors.get("control_image") if cached is None else self._unshifted(cached, family)
         if image is None:
             raise ValueError(f"{self.where}: there is no control_image; give the data, or the request, a control image")
         if image.shape[1] == self.channels:
-            return inputs
+            return dataclasses.replace(inputs, tensors={**inputs.tensors, "control_image": image})
         if image.shape[1] != 3:
             raise ValueError(
                 f"{self.where}: control_image has {image.shape[1]} channels; it must be an image with 3, "
@@ -141,10 +143,13 @@ class ControlNet(MultiPluginBlock):
 
     @torch.no_grad()
     def _encode(self, image: Tensor, family: Any) -> Tensor:
-        latents = family.encode_image(image * 2 - 1)
-        if self.zero_pooled:
-            latents = latents + (family.vae.config.shift_factor or 0.0) * family.vae.config.scaling_factor
-        return latents
+        return self._unshifted(family.encode_image(image * 2 - 1), family)
+
+    def _unshifted(self, latents: Tensor, family: Any) -> Tensor:
+        """The family's latents as this ControlNet wants them."""
+        if not self.zero_pooled:
+            return latents
+        return latents + (family.vae.config.shift_factor or 0.0) * family.vae.config.scaling_factor
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that diffusers' SD3ControlNetModel.from_pretrained reads."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from hcpdiff.data.cache import ALONE, Team
 from hcpdiff.data.dataset import CacheMode, Dataset
 from hcpdiff.data.streams import Datasets
+from hcpdiff.plugins.group import PluginGroup
+from hcpdiff.train import progress
 from hcpdiff.train.fingerprints import fingerprint, in_words
 from hcpdiff.train.idle import on_device
 from hcpdiff.train.objective import Objective
@@ -77,7 +77,7 @@ def prepare(objective: Objective, datasets: Datasets, *, seed: int, quiet: bool 
         _check(objective, dataset.cache_text, f"data.{name}.cache_text", "text_encoders", "its output changes")
     for name, dataset in datasets.items():
         spec = objective.family.latent
-        with _bar(f"looking over {name}", "image", quiet) as show:
+        with progress.bar(f"looking over {name}", "image", quiet) as show:
             dataset.prepare(seed, name, spec.multiple_of, log.info, max_side=spec.max_side, progress=show)
 
 
@@ -111,7 +111,7 @@ def fill(
     if latents:
         with torch.no_grad(), on_device(family.vae, encoders.device):
             for name, dataset in latents.items():
-                with _bar(f"latents of {name}", "image", quiet) as show:
+                with progress.bar(f"latents of {name}", "image", quiet) as show:
                     dataset.store_latents(
                         encoders.encode_image,
                         encoders.key("vae", dataset.cache_latents),
@@ -123,7 +123,7 @@ def fill(
     if texts:
         with torch.no_grad(), on_device(family.text_encoders, encoders.device):
             for name, dataset in texts.items():
-                with _bar(f"prompts of {name}", "prompt", quiet) as show:
+                with progress.bar(f"prompts of {name}", "prompt", quiet) as show:
                     dataset.store_text(
                         encoders.encode_prompt,
                         encoders.key("text_encoders", dataset.cache_text),
@@ -148,10 +148,12 @@ def team_of(accelerator: Accelerator) -> Team:
     return Team(accelerator.process_index, accelerator.num_processes, local, most(local) + 1, most)
 
 
-def unused_parts(datasets: Datasets) -> list[str]:
+def unused_parts(datasets: Datasets, plugins: PluginGroup) -> list[str]:
     """The parts of the model that training itself does not use, as all that they give is cached."""
     parts = []
-    if all(dataset.latents is not None for dataset in datasets.values()):
+    encode = any(a.plugin.reads is None or a.plugin.reads for a in plugins.attachments)  # e.g. a ControlNet its image
+    encoded = all(isinstance(dataset, Dataset) and dataset.encoded_inputs for dataset in datasets.values())
+    if all(dataset.latents is not None for dataset in datasets.values()) and (encoded or not encode):
         parts.append("vae")
     if all(dataset.text is not None for dataset in datasets.values()):
         parts.append("text_encoders")
@@ -168,15 +170,3 @@ def _check(objective: Objective, mode: CacheMode, key: str, part: str, effect: s
     layers = (ref.path for a in objective.plugins.attachments for ref in (*a.sources, *a.targets))
     if any(f"{path}.".startswith(f"{part}.") for path in layers):
         raise ValueError(f"{key}: a plugin works on {thing}, so {effect}; set it to false")
-
-
-@contextmanager
-def _bar(title: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for what takes longer than a second, as a function of (done, total)."""
-    with tqdm(desc=title, unit=unit, delay=1, leave=False, dynamic_ncols=True, disable=quiet) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

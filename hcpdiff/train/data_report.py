@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from hcpdiff.config import build, load, require
 from hcpdiff.config.selectors import latent_spec, token_counter
@@ -15,6 +12,7 @@ from hcpdiff.data.dataset import Dataset
 from hcpdiff.data.manifest import file_name, written
 from hcpdiff.data.seeing import Report, look_at, page
 from hcpdiff.infer.save import write_image
+from hcpdiff.train import progress
 
 log = logging.getLogger("hcpdiff.train")
 
@@ -43,13 +41,13 @@ def report(
     datasets, reports = build(config, "data"), list[Report]()
     for name, dataset in datasets.items():
         lines: list[str] = []
-        with _bar(f"looking over {name}") as show:
+        with progress.bar(f"looking over {name}", "image") as show:
             seed = config.get("seed", 0)
             dataset.prepare(seed, name, spec.multiple_of, lines.append, max_side=spec.max_side, progress=show)
         if not isinstance(dataset, Dataset):  # of what is streamed, the start alone is known
             yield from lines
             continue
-        with _bar(f"images of {name}") as show:
+        with progress.bar(f"images of {name}", "image") as show:
             found = look_at(dataset, images=images, count_tokens=count_tokens, progress=show)
         yield from found.lines()
         sheet = out.with_name(f"{out.stem}.png" if len(datasets) == 1 else f"{out.stem}-{file_name(name)}.png")
@@ -60,15 +58,3 @@ def report(
     with written(whole) as file:
         file.write(page(f"Data of {cfg}", reports))
     yield f"page in {whole}"
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for what takes longer than two seconds."""
-    with tqdm(desc=title, unit="image", delay=2, leave=False, dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, is_dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from hcpdiff.plugins import weights
+from hcpdiff.formats import contract, metadata
+from hcpdiff.formats.lora_files import Update
+from hcpdiff.formats.names import Architecture
+from hcpdiff.plugins import packing, weights
 
 if TYPE_CHECKING:
     from hcpdiff.train.trainer import Trainer
@@ -19,7 +24,8 @@ def export(trainer: Trainer) -> list[Path]:
     written = []
     for name in trainer.plugins.specs:
         path = trainer.folder / f"{name}.safetensors"
-        weights.save(trainer.plugins, name, path, {**trainer.metadata, "hcpdiff.step": str(trainer.step)})
+        own = {**trainer.metadata, "hcpdiff.step": str(trainer.step)}
+        weights.save(trainer.plugins, name, path, {**_about(trainer, name), **own})
         written.append(path)
     if trainer.finetune:
         path = trainer.folder / "model"
@@ -27,4 +33,30 @@ def export(trainer: Trainer) -> list[Path]:
         written.append(path)
     for path in written:
         log.info("wrote %s", path)
+        if (name := path.stem) in trainer.plugins.specs:
+            _report(trainer, name, path)
     return written
+
+
+def _about(trainer: Trainer, name: str) -> dict[str, str]:
+    """What other programs want to know of a LoRA."""
+    arch, updates = _lora(trainer, name)
+    if arch is None or updates is None:
+        return {}
+    config, prediction = trainer.family.denoiser.config, getattr(trainer.family.process, "prediction", None)
+    values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(cast("Any", config))
+    variant = metadata.variant(arch.name, values, str(prediction))
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return metadata.metadata(updates, variant, title=name, date=date, prediction=prediction)
+
+
+def _report(trainer: Trainer, name: str, path: Path) -> None:
+    """Log where else the file of a LoRA loads."""
+    arch, updates = _lora(trainer, name)
+    if arch is not None and updates is not None:
+        results = contract.check(path, updates, arch.name, branch=trainer.plugins.specs[name].branch)
+        log.info("%s %s", path.name, contract.lines(results))
+
+
+def _lora(trainer: Trainer, name: str) -> tuple[Architecture | None, dict[str, Update] | None]:
+    return packing.architecture_of(trainer.family), packing.updates_of(trainer.plugins.plugins(name))

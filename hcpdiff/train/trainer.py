@@ -124,7 +124,7 @@ class Trainer:
         quiet, team = not self.accelerator.is_main_process, caching.team_of(self.accelerator)
         workers = self.settings.workers
         caching.fill(self.objective, self.datasets, seed=self.seed, workers=workers, quiet=quiet, team=team)
-        self.idle.release(caching.unused_parts(self.datasets))
+        self.idle.release(caching.unused_parts(self.datasets, self.plugins))
         return Streams(
             self.datasets,
             mode=self.settings.datasets,

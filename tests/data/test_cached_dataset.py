@@ -86,7 +86,7 @@ def test_condition_images_become_latents_if_that_is_asked_for(
     assert latents.fill(encode_image) == 11
     batch, expected = latents.batch(0, range(4)), [dataset.samples.sample(0, n) for n in range(4)]
     control = torch.stack([sample.image for sample in expected])  # the same picture as the condition
-    assert torch.equal(batch.inputs["control_image"], encode_image(control)[0])
+    assert torch.equal(batch.inputs["control_image_latents"], encode_image(control)[0])
     images_instead = CachedLatents(dataset.samples, tmp_path / "cache", "vae")
     assert images_instead.fill(encode_image) == 11
     assert images_instead.batch(0, range(4)).inputs["control_image"].shape == (4, 3, 32, 32)

@@ -11,15 +11,16 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from hcpdiff.config import load as load_config
 from hcpdiff.infer.generation import generate
 from hcpdiff.infer.request import Request
 from hcpdiff.models.sd3.family import SD3
-from hcpdiff.plugins import attach
+from hcpdiff.plugins import PluginInputs, attach
 from hcpdiff.train import cache_commands, idle
 from hcpdiff.train.callbacks import Callback
 from hcpdiff.train.fingerprints import fingerprint, in_words
 from hcpdiff.train.idle import Idle, on_device
-from hcpdiff.train.run import train
+from hcpdiff.train.run import make_trainer, train
 from hcpdiff.train.settings import LayerGroup, PreviewSettings, TrainSettings
 from hcpdiff.train.trainer import Trainer
 from tests.train import runs
@@ -236,3 +237,26 @@ def test_a_config_without_a_cache_on_disk_is_told_so(config: Path) -> None:
     config.write_text(yaml.safe_dump(tree))
     with pytest.raises(ValueError, match=r"no dataset keeps a cache on disk; set data\.NAME\.cache_latents"):
         list(cache_commands.fill(config))
+
+
+@pytest.mark.parametrize("encoded", [(), ("control_image",)], ids=["images", "latents"])
+def test_a_controlnet_trains_from_the_cache_and_keeps_the_vae_only_if_it_encodes(
+    config: Path, tmp_path: Path, encoded: tuple[str, ...]
+) -> None:
+    changes = [
+        f"+data.main.source.control_images={tmp_path / 'images'}",
+        f"+data.main.encoded_inputs=[{','.join(encoded)}]",
+        "~plugins.style",
+        "+plugins.control={_target_: hcpdiff.plugins.ControlNet, num_layers: 1, lr: 1e-3}",
+    ]
+    family_before = SD3.from_pretrained("hcpdiff/tiny-sd3")
+    trainer = make_trainer(load_config(config, changes), tmp_path / "run")
+    trainer.fit()
+    assert is_meta(trainer) == [bool(encoded), True, False]
+    batch = trainer.datasets["main"].batch(0)
+    plugin = trainer.plugins.attachments[0].plugin
+    given = plugin.prepare(PluginInputs(batch.inputs), family_before).tensors["control_image"]
+    picture = torch.stack([trainer.datasets["main"].samples.sample(0, n).image for n in range(5)])
+    rows = [int(key[0]) for key in batch.keys]
+    wanted = plugin._encode((picture[rows] + 1) / 2, family_before)
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)  # 8-bit images, encoded in other batches
