@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hcpdiff.data.scenes import SHAPES, Scene, Scenes, outline
+from hcpdiff.data.sources.scenes import SHAPES, Scene, Scenes, outline
 
 
 def write_pictures(out: Path, *, seed: int = 100, count: int = 32) -> None:

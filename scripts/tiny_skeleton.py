@@ -25,7 +25,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
-from hcpdiff.data.scenes import COLORS, PATTERNS, SHAPES
+from hcpdiff.data.sources.scenes import COLORS, PATTERNS, SHAPES
 
 CAPTION_WORDS = "a an on background small large at in the top bottom left right middle"
 # Words that no caption of the base model has, so that what users teach the model has names too.

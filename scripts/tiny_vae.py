@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hcpdiff.data.scenes import PATTERNS, Scenes, render
+from hcpdiff.data.sources.scenes import PATTERNS, Scenes, render
 
 CROP = 32  # pixels
 FROZEN = 0.6  # share of the steps after which the encoder is normalised and frozen, and the decoder alone goes on

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "formats": {"lazy"},
     "data": BASE,
     "diffusion": BASE,
-    "plugins": BASE,
+    "plugins": BASE | {"formats"},
     "models": BASE | {"diffusion", "formats"},
     "infer": BASE | {"config", "data", "diffusion", "formats", "models", "plugins"},
     "train": BASE | {"config", "data", "diffusion", "formats", "models", "plugins", "infer"},

@@ -20,7 +20,8 @@ from hcpdiff.config import Config, check, load
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
-LEFT_BY_RUNS = tuple(f"exps/{name}.safetensors" for name in ("lora/style", "mine/style", "lora_sd3/style", "controlnet/control"))
+LORAS = ("lora", "mine", "lora_sd3")
+LEFT_BY_RUNS = (*(f"exps/{name}/style.safetensors" for name in LORAS), "exps/controlnet/control.safetensors")
 OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hcpdiff.data.prompts import Trigger as Trigger
     from hcpdiff.data.prompts import Wildcards as Wildcards
     from hcpdiff.data.scan import BadFile as BadFile
-    from hcpdiff.data.scenes import Scenes as Scenes
     from hcpdiff.data.sources.base import Record as Record
     from hcpdiff.data.sources.base import Source as Source
     from hcpdiff.data.sources.class_folder import ClassFolderSource as ClassFolderSource
@@ -39,13 +38,14 @@ if TYPE_CHECKING:
     from hcpdiff.data.sources.huggingface import HuggingFaceSource as HuggingFaceSource
     from hcpdiff.data.sources.pairs import PairSource as PairSource
     from hcpdiff.data.sources.prompts import PromptSource as PromptSource
+    from hcpdiff.data.sources.scenes import Scenes as Scenes
     from hcpdiff.data.sources.streamed import HuggingFaceStream as HuggingFaceStream
     from hcpdiff.data.sources.streamed import StreamItem as StreamItem
     from hcpdiff.data.sources.streamed import StreamSource as StreamSource
     from hcpdiff.data.sources.streamed import TarStream as TarStream
     from hcpdiff.data.sources.table import TableSource as TableSource
     from hcpdiff.data.sources.webdataset import WebDatasetSource as WebDatasetSource
-    from hcpdiff.data.streaming import StreamDataset as StreamDataset
+    from hcpdiff.data.streaming.dataset import StreamDataset as StreamDataset
     from hcpdiff.data.streams import Streams as Streams
 
 __getattr__, __dir__, __all__ = lazy.exports(
@@ -71,12 +71,12 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "RatioGridBucket": "hcpdiff.data.buckets:RatioGridBucket",
         "RatioSizeBucket": "hcpdiff.data.buckets:RatioSizeBucket",
         "Record": "hcpdiff.data.sources.base:Record",
-        "Scenes": "hcpdiff.data.scenes:Scenes",
+        "Scenes": "hcpdiff.data.sources.scenes:Scenes",
         "SentenceDropout": "hcpdiff.data.prompts:SentenceDropout",
         "SidecarCaptions": "hcpdiff.data.captions:SidecarCaptions",
         "SizeBucket": "hcpdiff.data.buckets:SizeBucket",
         "Source": "hcpdiff.data.sources.base:Source",
-        "StreamDataset": "hcpdiff.data.streaming:StreamDataset",
+        "StreamDataset": "hcpdiff.data.streaming.dataset:StreamDataset",
         "StreamItem": "hcpdiff.data.sources.streamed:StreamItem",
         "StreamSource": "hcpdiff.data.sources.streamed:StreamSource",
         "Streams": "hcpdiff.data.streams:Streams",

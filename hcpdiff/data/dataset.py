@@ -11,22 +11,22 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 
 from hcpdiff.config.ranges import at_least_0, at_least_1, fraction, positive
-from hcpdiff.data.augment import Augment, Pipeline
 from hcpdiff.data.buckets import Assignment, Bucket
 from hcpdiff.data.buckets.many import assign, leave_out, merge_small
 from hcpdiff.data.cache import ALONE, Team
-from hcpdiff.data.cached_latents import CachedLatents, ImageEncoder
-from hcpdiff.data.cached_text import CachedText, PromptEncoder
-from hcpdiff.data.captioning import Captioning
+from hcpdiff.data.cache.conditioning import CachedText, PromptEncoder
+from hcpdiff.data.cache.latents import CachedLatents, ImageEncoder
 from hcpdiff.data.collate import collate, with_row_weights
+from hcpdiff.data.images.augment import Augment, Pipeline
+from hcpdiff.data.images.views import Views
 from hcpdiff.data.index import FileIndex
 from hcpdiff.data.order import Epoch, Epochs, Underfilled, uneven
 from hcpdiff.data.prompts import CaptionTransform
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.samples import Samples
 from hcpdiff.data.scan import BadFile, Items, check_bad, located, scan
 from hcpdiff.data.seeing.summary import summary_lines
 from hcpdiff.data.sources.base import Source
-from hcpdiff.data.views import Views
 from hcpdiff.types import Batch
 
 CacheMode = Literal[False, "memory", "disk"]
@@ -55,7 +55,7 @@ class Dataset:
         crop: "center", or "random".
         flip: probability of mirroring the image.
         transforms: the user's own pipeline, of albumentations, torchvision or functions: what moves pixels runs before
-            the crop, on masks and condition images too; colours after it. See `hcpdiff.data.augment.Pipeline`.
+            the crop, on masks and condition images too; colours after it. See `hcpdiff.data.images.augment.Pipeline`.
         variants: None draws crops, flips and transforms afresh each time; n gives each image n versions.
         underfilled: what becomes of the last batch of each size: "keep" it smaller, "pad" it with rows of zero loss,
             "repeat" other images in it, or "drop" it. "merge" gives up sizes that fewer images than a batch have, for

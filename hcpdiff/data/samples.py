@@ -8,14 +8,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from hcpdiff.data.augment import Pipeline
 from hcpdiff.data.buckets import Assignment
-from hcpdiff.data.captioning import Captioning
+from hcpdiff.data.images.augment import Pipeline
+from hcpdiff.data.images.cutting import Cut, cut, image_tensor, unit_tensor
+from hcpdiff.data.images.views import View, Views
 from hcpdiff.data.numbering import Numbering
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.scan import BadFile, Items, attempt
 from hcpdiff.data.sources.base import Record, Source
-from hcpdiff.data.transforms import Cut, cut, image_tensor, unit_tensor
-from hcpdiff.data.views import View, Views
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import Prompt, Sample
 

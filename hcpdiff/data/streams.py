@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hcpdiff.data.dataset import Dataset
 from hcpdiff.data.scan import BadFile
-from hcpdiff.data.streaming import StreamDataset
+from hcpdiff.data.streaming.dataset import StreamDataset
 from hcpdiff.randomness import derive
 from hcpdiff.types import Batch
 

@@ -50,18 +50,20 @@ def family(tensors: Mapping[str, Tensor]) -> str | None:
     text = "\n".join(tensors)
     if re.search(r"single_(?:transformer_)?blocks|double_blocks", text):
         return "flux"
-    if "joint_blocks" in text or re.search(r"attn2[._]to_q.*\n(?:.*\n)*.*add_q_proj", text):
+    joint = re.search(r"(?:^|model\.|transformer[._])transformer_blocks|add_[qkv]_proj|ff_context", text, re.MULTILINE)
+    if "joint_blocks" in text or (joint and re.search(r"attn2[._]to_[qkv]", text)):
         return "sd3"
-    if re.search(r"(?<!single_)transformer[._]transformer[._]blocks|add_[qkv]_proj|to_add_out|ff_context", text):
+    if joint:
         return _by_width(tensors)
+    unet = re.search(r"(?:down|up|mid)_block|unet", text)
     if re.search(r"(?:input|output)_blocks_\d|middle_block_\d|transformer_blocks[._][1-9]", text):
+        return "sdxl"
+    if unet and re.search("lora_te2|text_encoder_2", text):
         return "sdxl"
     for key, tensor in tensors.items():
         if re.search(r"attn2[._](?:processor\.)?to_[kv].*(?:lora_down|lora_A|lora\.down|W_down)", key):
             return _UNET_CONTEXT.get(tensor.shape[1])
-    if re.search(r"lora_te_|(?:down|up|mid)_block", text) and not re.search("lora_te2|text_encoder_2", text):
-        return "sd"
-    return None
+    return "sd" if "lora_te_" in text else None
 
 
 def _by_width(tensors: Mapping[str, Tensor]) -> str | None:

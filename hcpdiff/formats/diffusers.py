@@ -53,16 +53,22 @@ def config(updates: Updates) -> dict[str, Any]:
 
 
 def peft_config(updates: Updates) -> dict[str, Any]:
-    """Of one part; `^` makes a pattern mean this very layer."""
+    """Of one part."""
     first = next(iter(updates.values()))
+    ranks = {_pattern(path): update.rank for path, update in updates.items()}
     return {
         "r": first.rank,
         "lora_alpha": first.rank,
-        "rank_pattern": {f"^{path}": update.rank for path, update in updates.items()},
-        "alpha_pattern": {f"^{path}": update.rank for path, update in updates.items()},
-        "target_modules": list(updates),
+        "rank_pattern": ranks,
+        "alpha_pattern": dict(ranks),
+        "target_modules": [path.removeprefix("text_model.") for path in updates],
         "lora_bias": any(update.bias is not None for update in updates.values()),
     }
+
+
+def _pattern(path: str) -> str:
+    """`^` makes it mean this very layer; without, a path may start with more: `text_model` in some transformers."""
+    return path.removeprefix("text_model.") if path.startswith("text_model.") else f"^{path}"
 
 
 def with_alphas(modules: Updates, header: Mapping[str, str]) -> dict[str, Update]:
@@ -70,7 +76,9 @@ def with_alphas(modules: Updates, header: Mapping[str, str]) -> dict[str, Update
     text = header.get(METADATA)
     values = json.loads(text) if text else {}
     parts = {key.rpartition(".")[0] for key in values if key.endswith(".r")}
-    own = {part: {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")} for part in parts}
+    own = {
+        part: {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")} for part in parts
+    }
     result = dict(modules)
     for name, update in modules.items():
         part, _, path = name.partition(".")

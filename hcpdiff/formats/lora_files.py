@@ -221,7 +221,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     """Write a safetensors file; it appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    own: dict[str, Tensor] = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    own, seen = {}, set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        own[key] = tensor.clone() if storage in seen else tensor  # parts of one layer may share a matrix
+        seen.add(storage)
     try:
         save_file(own, temporary, dict(header))
         with temporary.open("rb") as file:

@@ -19,8 +19,15 @@ TEXT_WORDS = (
     *("layer_norm", "layer_norm1", "layer_norm2", "token_embedding", "position_embedding", "wi_0", "wi_1"),
     *("relative_attention_bias", "final_layer_norm"),
 )
-TEXT_ROOTS = re.compile(r"text_model\.(?:encoder\.layers\.\d+\.|embeddings\.).+|encoder\.block\.\d+\..+|text_projection")
-_LEGACY = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # of CLIP, in old diffusers files
+TEXT_ROOTS = re.compile(
+    r"text_model\.(?:encoder\.layers\.\d+\.|embeddings\.).+|encoder\.block\.\d+\..+|text_projection"
+)
+_LEGACY = {
+    "to_q": "q_proj",
+    "to_k": "k_proj",
+    "to_v": "v_proj",
+    "to_out": "out_proj",
+}  # of CLIP, in old diffusers files
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Architecture:
         known |= {f"{name}_": part for part, name in self.kohya.items()}
         known |= {"diffusion_model.": "denoiser", "base_model.model.": "denoiser", "lycoris_": "denoiser"}
         known |= {"lora_transformer_": "denoiser", "transformer.": "denoiser", "unet.": "denoiser"}
+        known |= {f"{part}.": part for part in self.folders if part != "denoiser"}
         known |= self.more
         return {prefix: known[prefix] for prefix in sorted(known, key=len, reverse=True)}
 
@@ -119,7 +127,9 @@ def part_of(layer: str, folders: Mapping[str, str]) -> tuple[str, str] | None:
 
 def canonical(layer: str) -> str:
     """A layer of a live model as files call it: with `text_model.`, whatever transformers has."""
-    return re.sub(r"^(text_encoders\.clip\w*\.)(?=encoder\.layers\.|embeddings\.|final_layer_norm)", r"\1text_model.", layer)
+    return re.sub(
+        r"^(text_encoders\.clip\w*\.)(?=encoder\.layers\.|embeddings\.|final_layer_norm)", r"\1text_model.", layer
+    )
 
 
 def live(layer: str, exists: Callable[[str], bool]) -> str | None:

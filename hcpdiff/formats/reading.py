@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,17 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
     for file in files:
         tensors, header = read_tensors(file)
         form = detect.form(tensors, str(file))
-        family = family or detect.family(tensors)
+        family = family or _noted(header) or detect.family(tensors)
         if family is None:
             raise ValueError(f"{file}: it does not tell for which model it is; say it: sd, sdxl, sd3 or flux")
         folder = file.parent.name if file.parent != path and path.is_dir() else None
         updates |= parse(tensors, header, architecture(family), where=str(file), file=file, folder=folder)
     return LoRAFile(form, str(family), updates, header)
+
+
+def _noted(header: Mapping[str, str]) -> str | None:
+    """The family that a file of ours says it is for."""
+    return json.loads(header.get("hcpdiff.plugin", "{}")).get("file", {}).get("family")
 
 
 def parse(

@@ -53,7 +53,11 @@ def to_original(path: str) -> str | None:
         return f"input_blocks.{first + _PER_BLOCK}.0.op"
     if kind == "upsamplers":  # all of XL's follow an attention
         return f"output_blocks.{first + _PER_BLOCK - 1}.2.conv"
-    return f"input_blocks.{1 + first + i}.{inner}.{rest}" if side == "down" else f"output_blocks.{first + i}.{inner}.{rest}"
+    return (
+        f"input_blocks.{1 + first + i}.{inner}.{rest}"
+        if side == "down"
+        else f"output_blocks.{first + i}.{inner}.{rest}"
+    )
 
 
 def from_original(flat: str) -> str | None:

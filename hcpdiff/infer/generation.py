@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hcpdiff.data.images import read_rgb
+from hcpdiff.data.images.cutting import cut, place, unit_tensor
+from hcpdiff.data.images.reading import read_rgb
 from hcpdiff.data.sources.base import Record
-from hcpdiff.data.transforms import cut, place, unit_tensor
 from hcpdiff.diffusion import samplers
 from hcpdiff.diffusion.guidance import guided, needs_negative
 from hcpdiff.infer.request import Request

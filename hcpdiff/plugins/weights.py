@@ -24,7 +24,6 @@ from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.loading import LoadReport
 from hcpdiff.plugins.plugin import Plugin
 from hcpdiff.plugins.spec import PluginSpec
-from hcpdiff.plugins.tree import named_layers
 
 # Parts as files call them, where the family is not known to `hcpdiff.formats`.
 PARTS = {

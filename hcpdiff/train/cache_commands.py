@@ -9,10 +9,10 @@ from typing import Any
 
 from hcpdiff.config import Config, build, load, require
 from hcpdiff.data.cache import Key
-from hcpdiff.data.cached_latents import CachedLatents
-from hcpdiff.data.cached_text import CachedText
+from hcpdiff.data.cache.conditioning import CachedText
+from hcpdiff.data.cache.latents import CachedLatents
+from hcpdiff.data.cache.maintenance import collect, damaged, size_text, tables
 from hcpdiff.data.dataset import Dataset
-from hcpdiff.data.maintenance import collect, damaged, size_text, tables
 from hcpdiff.plugins.attach import attach
 from hcpdiff.train import caching
 from hcpdiff.train.objective import Objective

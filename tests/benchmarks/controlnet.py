@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hcpdiff.data.scenes import COLORS, Scenes, describe, outline, render
+from hcpdiff.data.sources.scenes import COLORS, Scenes, describe, outline, render
 from hcpdiff.infer.generation import generate
 from hcpdiff.infer.request import Request
 from hcpdiff.infer.save import contact_sheet

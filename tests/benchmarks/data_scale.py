@@ -21,8 +21,8 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from hcpdiff.data import Dataset, FolderSource, RatioBucket, Record
-from hcpdiff.data.headers import image_size
-from hcpdiff.data.images import read_size
+from hcpdiff.data.images.headers import image_size
+from hcpdiff.data.images.reading import read_size
 from hcpdiff.data.index import FileIndex
 from hcpdiff.data.scan import scan
 from hcpdiff.data.sources.base import Stamps

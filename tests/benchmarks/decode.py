@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hcpdiff.data.images import read_rgb
+from hcpdiff.data.images.cutting import cut, image_tensor, place
+from hcpdiff.data.images.reading import read_rgb
 from hcpdiff.data.sources.base import Record
-from hcpdiff.data.transforms import cut, image_tensor, place
 from hcpdiff.types import SizeInfo
 
 SIZES = [(1024, 1024), (832, 1216), (1152, 896), (1536, 2048), (3000, 4000)]  # (height, width)

@@ -56,9 +56,8 @@ def main() -> None:
     texts = prompts(args.prompts)
     size = sum(map(len, texts))
     parsing = seconds(lambda: [parse(text) for text in texts], args.rounds)
-    print(
-        f"parse    {args.prompts} prompts of {size / len(texts):.0f} letters: {parsing:.2f} s, {size / parsing / 1e6:.1f} MB/s"
-    )
+    speed = f"{parsing:.2f} s, {size / parsing / 1e6:.1f} MB/s"
+    print(f"parse    {args.prompts} prompts of {size / len(texts):.0f} letters: {speed}")
     tokenizer, some = tiny_tokenizer(77), texts[: args.prompts // 10]
     for name, reading in {"as text": Reading(), "weighted": Reading("webui", 4)}.items():
         taken = seconds(lambda reading=reading: tokenize({"clip": (tokenizer, 77)}, some, reading), args.rounds)

@@ -81,13 +81,20 @@ def samples_per_second(dataset: Dataset, seconds: float, *, workers: int = 0) ->
 
 
 def cached(
-    folder: str, samples: int, encoders: Encoders, *, mode: CacheMode = "disk", text: bool = False, captions: int = 100
+    folder: str,
+    samples: int,
+    encoders: Encoders,
+    *,
+    mode: CacheMode = "disk",
+    text: bool = False,
+    captions: int = 100,
+    batch: int = 64,
 ) -> Dataset:
     """A dataset of cached latents, and conditioning."""
     dataset = Dataset(
         NumberedImages(samples, 32, captions),
         FixedBucket(32),
-        batch_size=64,
+        batch_size=batch,
         cache_latents=mode,
         cache_text=mode if text else False,
         cache_dir=folder,
@@ -99,13 +106,13 @@ def cached(
     return dataset
 
 
-def files(folder: str, count: int, side: int) -> Dataset:
+def files(folder: str, count: int, side: int, batch: int = 8) -> Dataset:
     """A dataset of JPEG files of natural smoothness, cut to half their side."""
     rng = np.random.default_rng(0)
     for number in range(count):
         pixels = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8))
         pixels.resize((side, side), Image.Resampling.BICUBIC).save(Path(folder) / f"{number}.jpg", quality=90)
-    dataset = Dataset(FolderSource(folder), FixedBucket(side // 2), batch_size=8)
+    dataset = Dataset(FolderSource(folder), FixedBucket(side // 2), batch_size=batch)
     dataset.prepare(seed=0, name="main", multiple_of=8, log=lambda line: None)
     return dataset
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hcpdiff.data.scenes import COLORS, SHAPES, SIZES, Scene, Scenes, render
+from hcpdiff.data.sources.scenes import COLORS, SHAPES, SIZES, Scene, Scenes, render
 from hcpdiff.randomness import generator
 
 QUESTIONS: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from hcpdiff.data.scenes import SHAPES, Scene, Scenes, describe
+from hcpdiff.data.sources.scenes import SHAPES, Scene, Scenes, describe
 from hcpdiff.infer.generation import generate
 from hcpdiff.infer.request import Request
 from hcpdiff.models.family import ModelFamily

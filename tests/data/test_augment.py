@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hcpdiff.data.augment import Pipeline
+from hcpdiff.data.images.augment import Pipeline
+from hcpdiff.data.images.cutting import Cut, cut, place
 from hcpdiff.data.sources.base import Record
-from hcpdiff.data.transforms import Cut, cut, place
 
 
 def gradient(height: int, width: int) -> Image.Image:

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from hcpdiff.data import CaptionDropout, Dataset, FixedBucket, FolderSource, RatioBucket, TagShuffle
-from hcpdiff.data.cached_latents import CachedLatents
-from hcpdiff.data.normals import normals
+from hcpdiff.data.cache.latents import CachedLatents
+from hcpdiff.data.cache.normals import normals
 from hcpdiff.types import Prompt
 
 Make = Callable[..., Dataset]

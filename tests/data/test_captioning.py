@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from hcpdiff.data.captioning import Captioning
 from hcpdiff.data.prompts import CaptionDropout, TagDropout, TagShuffle, TemplateFill, Trigger, Wildcards
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.types import Prompt
 
 TAGS = "sks, red, green, blue, white"

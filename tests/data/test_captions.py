@@ -141,10 +141,10 @@ def test_what_a_folder_has_is_read_json_first_then_yaml_then_text(tmp_path: Path
         seen.append(read())
     assert seen == [["text"], ["text"], ["yaml of that name"], ["yaml of that name"], ["json of that name"]]
     (tmp_path / "a.txt").unlink()
-    for name, content in (("captions.json", "json of that name"), ("only.json", "only json"), (None, "yaml of that name")):
+    tables = {"captions.json": "json of that name", "only.json": "only json", "captions.yaml": "yaml of that name"}
+    for name, content in tables.items():
         assert read() == [content]
-        if name is not None:
-            (tmp_path / name).unlink()
+        (tmp_path / name).unlink()
 
 
 def test_two_tables_of_other_names_and_hidden_ones_leave_the_text_files_in_charge(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hcpdiff.data import headers
-from hcpdiff.data.headers import image_size
-from hcpdiff.data.images import UnreadableImageError, read_size
+from hcpdiff.data.images import headers
+from hcpdiff.data.images.headers import image_size
+from hcpdiff.data.images.reading import UnreadableImageError, read_size
 
 HEIGHT, WIDTH = 23, 37
 XMP = b'<x:xmpmeta tiff:Orientation="6"/>'

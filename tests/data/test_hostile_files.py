@@ -11,8 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from hcpdiff.data import Dataset, FixedBucket, FolderSource
-from hcpdiff.data.headers import image_size
-from hcpdiff.data.images import UnreadableImageError, read_alpha, read_grey, read_rgb, read_size
+from hcpdiff.data.images.headers import image_size
+from hcpdiff.data.images.reading import UnreadableImageError, read_alpha, read_grey, read_rgb, read_size
 from tests.data import hostile
 
 # Pillow warns of what it mends: corrupt EXIF, sizes that nearly are bombs

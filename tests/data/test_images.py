@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from hcpdiff.data import colours
-from hcpdiff.data.images import UnreadableImageError, read_alpha, read_grey, read_rgb, read_size
+from hcpdiff.data.images import colours
+from hcpdiff.data.images.reading import UnreadableImageError, read_alpha, read_grey, read_rgb, read_size
 
 D50 = (0.9642, 1.0, 0.8249)
 SRGB = {b"rXYZ": (0.4360, 0.2225, 0.0139), b"gXYZ": (0.3851, 0.7169, 0.0971), b"bXYZ": (0.1431, 0.0606, 0.7141)}

@@ -10,7 +10,7 @@ import torch
 
 from hcpdiff.data.cache import Table, content_key, table
 from hcpdiff.data.cache.index import shard_files
-from hcpdiff.data.maintenance import collect, damaged, size_text, tables
+from hcpdiff.data.cache.maintenance import collect, damaged, size_text, tables
 
 
 def key(number: object) -> bytes:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hcpdiff.data.images.cutting import cut, place
 from hcpdiff.data.scan import scan
 from hcpdiff.data.sources.base import Source
 from hcpdiff.data.sources.pairs import PairSource
-from hcpdiff.data.transforms import cut, place
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hcpdiff.data.captioning import Captioning
 from hcpdiff.data.prompts import (
     CaptionDropout,
     CaptionTransform,
@@ -26,6 +25,7 @@ from hcpdiff.data.prompts import (
     split_tags,
     tidy,
 )
+from hcpdiff.data.prompts.captioning import Captioning
 
 TAGS = st.lists(st.text("abcABC é猫", min_size=1).map(str.strip).filter(bool), max_size=7)
 PIECES = ["a", "b c", ", ", "|||", "{", "}", "|", "2::", ". ", "!", "__x__", "\0", "\n", "🐈", "\u202e", "שלום", "猫。"]

@@ -10,12 +10,12 @@ from PIL import Image
 
 from hcpdiff.data import Dataset, FixedBucket, RatioBucket, Record
 from hcpdiff.data import samples as samples_module
-from hcpdiff.data.augment import Pipeline
 from hcpdiff.data.buckets import Assignment, SizeBucket
-from hcpdiff.data.captioning import Captioning
+from hcpdiff.data.images.augment import Pipeline
+from hcpdiff.data.images.views import Views
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.samples import Samples
 from hcpdiff.data.scan import BadFile, Items
-from hcpdiff.data.views import Views
 
 
 class Plain:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hcpdiff.data.scenes import COLORS, PATTERNS, SHAPES, SIZES, Scene, Scenes, describe, render
 from hcpdiff.data.sources.base import Source
+from hcpdiff.data.sources.scenes import COLORS, PATTERNS, SHAPES, SIZES, Scene, Scenes, describe, render
 
 A_STAR = Scene("star", "red", "blue", center=(24, 24), radius=15)
 

@@ -21,11 +21,11 @@ from PIL import Image
 
 from hcpdiff.data import FixedBucket, RatioBucket, RatioGridBucket, Record, TagShuffle
 from hcpdiff.data.buckets import SizeBucket
-from hcpdiff.data.online import Plan, batches, group_of, shuffled
 from hcpdiff.data.scan import BadFile
 from hcpdiff.data.sources.streamed import StreamItem, StreamSource, TarStream
 from hcpdiff.data.sources.webdataset import WebDatasetSource
-from hcpdiff.data.streaming import StreamDataset
+from hcpdiff.data.streaming.dataset import StreamDataset
+from hcpdiff.data.streaming.online import Plan, batches, group_of, shuffled
 
 SIZES = [(40, 40), (60, 30), (30, 60), (44, 40), (64, 30)]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hcpdiff.data import transforms
-from hcpdiff.data.images import read_rgb
+from hcpdiff.data.images import cutting as transforms
+from hcpdiff.data.images.cutting import cut, image_tensor, place, scaled_size, unit_tensor
+from hcpdiff.data.images.reading import read_rgb
 from hcpdiff.data.sources.base import Record
-from hcpdiff.data.transforms import cut, image_tensor, place, scaled_size, unit_tensor
 from hcpdiff.types import SizeInfo
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from hcpdiff.data.views import View, Views
+from hcpdiff.data.images.views import View, Views
 from hcpdiff.types import SizeInfo
 
 ORIGINAL, TARGET = (100, 300), (64, 64)

@@ -56,18 +56,42 @@ def test_every_layer_of_a_model_comes_back_from_both_namings(model: str) -> None
 @pytest.mark.parametrize(
     ("family", "layer", "name"),
     [
-        ("sd", "denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"),
-        ("sd", "text_encoders.clip.encoder.layers.0.self_attn.q_proj", "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),
-        ("sdxl", "denoiser.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"),
+        (
+            "sd",
+            "denoiser.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0",
+            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
+        ),
+        (
+            "sd",
+            "text_encoders.clip.encoder.layers.0.self_attn.q_proj",
+            "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        ),
+        (
+            "sdxl",
+            "denoiser.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
+        ),
         ("sdxl", "denoiser.up_blocks.0.attentions.0.proj_in", "lora_unet_output_blocks_0_1_proj_in"),
         ("sdxl", "denoiser.up_blocks.0.upsamplers.0.conv", "lora_unet_output_blocks_2_2_conv"),
         ("sdxl", "denoiser.down_blocks.0.downsamplers.0.conv", "lora_unet_input_blocks_3_0_op"),
         ("sdxl", "denoiser.mid_block.resnets.1.conv2", "lora_unet_middle_block_2_out_layers_3"),
-        ("sdxl", "text_encoders.clip_g.text_model.encoder.layers.3.mlp.fc1", "lora_te2_text_model_encoder_layers_3_mlp_fc1"),
+        (
+            "sdxl",
+            "text_encoders.clip_g.text_model.encoder.layers.3.mlp.fc1",
+            "lora_te2_text_model_encoder_layers_3_mlp_fc1",
+        ),
         ("sd3", "denoiser.transformer_blocks.7.attn.add_k_proj", "lora_unet_joint_blocks_7_context_block_attn_qkv"),
         ("sd3", "denoiser.transformer_blocks.7.attn2.to_v", "lora_unet_joint_blocks_7_x_block_attn2_qkv"),
-        ("sd3", "denoiser.transformer_blocks.7.norm1_context.linear", "lora_unet_joint_blocks_7_context_block_adaLN_modulation_1"),
-        ("sd3", "text_encoders.t5.encoder.block.0.layer.1.DenseReluDense.wi_0", "lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0"),
+        (
+            "sd3",
+            "denoiser.transformer_blocks.7.norm1_context.linear",
+            "lora_unet_joint_blocks_7_context_block_adaLN_modulation_1",
+        ),
+        (
+            "sd3",
+            "text_encoders.t5.encoder.block.0.layer.1.DenseReluDense.wi_0",
+            "lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0",
+        ),
         ("flux", "denoiser.transformer_blocks.7.ff_context.net.2", "lora_unet_double_blocks_7_txt_mlp_2"),
         ("flux", "denoiser.single_transformer_blocks.7.proj_mlp", "lora_unet_single_blocks_7_linear1"),
     ],

@@ -26,7 +26,11 @@ peft = pytest.importorskip("peft")
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}  # fp32 sums in another order, through a whole model
 
-UNET_LAYERS = [r"re:.*\.attentions\..*", r"re:.*\.(?:conv1|conv2|conv_shortcut|time_emb_proj)", r"re:.*samplers\.0\.conv"]
+UNET_LAYERS = [
+    r"re:.*\.attentions\..*",
+    r"re:.*\.(?:conv1|conv2|conv_shortcut|time_emb_proj)",
+    r"re:.*samplers\.0\.conv",
+]
 CLIP_LAYERS = [r"re:.*self_attn\.(?:[qkv]|out)_proj", r"re:.*mlp\.fc[12]"]
 DIT_LAYERS = [r"re:(?:single_)?transformer_blocks\.\d+\..*"]
 
@@ -50,7 +54,9 @@ def lora(family: Any, **options: Any) -> PluginSpec:
     denoiser = DIT_LAYERS if family.architecture in ("sd3", "flux") else UNET_LAYERS
     ons = ["denoiser", *(f"text_encoders.{name}" for name in family.text_encoders if name != "t5")]
     overrides = {r"re:.*(?:to_k|k_proj|conv2)": {"rank": 2}, r"re:.*to_v": {"alpha": 3.0}}
-    return PluginSpec(LoRA, on=ons, layers=[*denoiser, *CLIP_LAYERS], options={"rank": 4, "alpha": 1.0} | options, overrides=overrides)
+    return PluginSpec(
+        LoRA, on=ons, layers=[*denoiser, *CLIP_LAYERS], options={"rank": 4, "alpha": 1.0} | options, overrides=overrides
+    )
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hcpdiff.infer.request import Request
 from hcpdiff.infer.generation import generate
+from hcpdiff.infer.request import Request
 from hcpdiff.models import Flux, FluxConfig, FluxTransformer
 from hcpdiff.plugins import LoRA, PluginSpec
 from hcpdiff.plugins.attach import attach

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hcpdiff.models import SD3, SDXL, StableDiffusion
+from hcpdiff.models.text.words import Words, load_words
 from hcpdiff.types import Conditioning
 from tests.models.tiny import tiny_pipeline
 from tests.models.tiny_unet import tiny_sd, tiny_sdxl
@@ -176,3 +177,40 @@ def test_wrong_settings_are_errors(kind: Kind) -> None:
         kind.load(emphasis="a1111")
     with pytest.raises(ValueError, match="chunks: 0 is no number of chunks"):
         kind.load(chunks=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cat", "<my-cat>"])
+def test_the_stock_pipeline_reads_learned_words_and_means_the_same(kind: Kind, name: str, tmp_path: Path) -> None:
+    if kind.family is SD3:
+        pytest.skip("its stock pipeline reads no learned words")
+    family = kind.load()
+    words = Words.create(family, {name: "*[0.5, 3]", "dog": "red"})
+    files = words.save(tmp_path, "diffusers")
+    words.attach()
+    pipeline = type(kind.pipeline).from_pretrained(kind.folder)
+    for file in files:
+        which = {"clip_l": ["tokenizer", "text_encoder"], "clip_g": ["tokenizer_2", "text_encoder_2"]}
+        names = which.get(file.stem.rpartition(".")[2], which["clip_l"])
+        parts = {part.removesuffix("_2"): getattr(pipeline, part) for part in names}
+        pipeline.load_textual_inversion(str(file), **parts)
+    prompts = [f"a {name} red", f"dog {name} {name}", "a"]
+    tokens, pooled = Kind(kind.family, pipeline, kind.folder, kind.clip_l).stock(prompts)
+    ours = family.encode_prompt(prompts)
+    assert difference(ours.tokens, tokens) <= TOLERANCE
+    assert pooled is None or difference(ours.pooled, pooled) <= TOLERANCE  # type: ignore[arg-type]
+    words.detach()
+    assert difference(family.encode_prompt(prompts).tokens, tokens) > 0.01
+
+
+@torch.no_grad()
+def test_learned_words_of_the_stock_pipelines_files_are_read(kind: Kind, tmp_path: Path) -> None:
+    if kind.family is not StableDiffusion:
+        pytest.skip("one encoder is enough")
+    vectors = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    torch.save({"<toy>": vectors}, tmp_path / "learned_embeds.bin")
+    pipeline, family = type(kind.pipeline).from_pretrained(kind.folder), kind.load()
+    pipeline.load_textual_inversion(str(tmp_path))
+    load_words(family, tmp_path / "learned_embeds.bin").attach()
+    wanted, _ = Kind(kind.family, pipeline, kind.folder, kind.clip_l).stock(["a <toy> up"])
+    assert difference(family.encode_prompt(["a <toy> up"]).tokens, wanted) <= TOLERANCE

@@ -13,7 +13,7 @@ from hcpdiff.formats import lora_files
 from hcpdiff.plugins import ControlNet, LoRA, PluginGroup, PluginInputs, PluginSpec, weights
 from hcpdiff.plugins.attach import attach
 from tests.plugins.test_lora import shake
-from tests.plugins.toys import Mixer, Offset, Scaled, Skip, mmdit_args, mmdit_family, toy_family, toy_inputs
+from tests.plugins.toys import Family, Mixer, Offset, Scaled, Skip, mmdit_args, mmdit_family, toy_family, toy_inputs
 
 LORA = PluginSpec(LoRA, layers=[r"re:blocks\.\d\.to_[qk]", "conv_in"], options={"rank": 2})
 TRUST = ("tests.plugins.toys",)
@@ -270,3 +270,46 @@ def test_files_and_folders_in_the_home_folder_are_found(tmp_path: Path, monkeypa
     from_folder = attach(mmdit_family(), {"pose": spec}).plugin_state_dict("pose")
     for found in (from_file, from_folder):
         assert all(torch.equal(tensor, found[key]) for key, tensor in state.items())
+
+
+def unet_family() -> Family:
+    from tests.models.tiny_unet import tiny_sd
+
+    pipeline = tiny_sd()
+    family = Family(pipeline.unet, {"clip": pipeline.text_encoder}).requires_grad_(False)
+    family.architecture = "sd"  # pyright: ignore[reportAttributeAccessIssue]
+    return family
+
+
+def test_files_from_before_unets_had_their_own_name_still_load(tmp_path: Path) -> None:
+    spec = PluginSpec(LoRA, layers=["conv_in"], options={"rank": 2})
+    group = attach(unet_family(), {"style": spec})
+    shake(group)
+    state = group.plugin_state_dict("style")
+    settings = {"class": "hcpdiff.plugins.lora:LoRA", "scales": {}, "on": "denoiser", "layers": ["conv_in"]}
+    header = {weights.HEADER: json.dumps(settings | {"options": {"rank": 2}}), "format": "pt"}
+    old = {key.replace("denoiser.", "transformer."): tensor for key, tensor in state.items()}
+    save_file(old, tmp_path / "old.safetensors", header)
+    again = weights.attach_file(unet_family(), tmp_path / "old.safetensors")
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.plugin_state_dict("plugin").items())
+
+
+def test_a_lora_of_another_program_needs_a_model_that_has_all_its_layers(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.safetensors"
+    tensors = {}
+    for name in ("conv_in", "down_blocks_7_resnets_0_conv1", "down_blocks_8_resnets_0_conv1"):
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.ones(2, 4, 3, 3)
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.ones(8, 2, 1, 1)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="a LoRA of another program can be loaded into a model"):
+        weights.load(path)
+    family = unet_family()
+    with pytest.raises(
+        ValueError, match=r"has no such layer for 2 of 3: denoiser\.down_blocks\.7\.resnets\.0\.conv1, "
+    ):
+        weights.attach_file(family, path)
+    assert not any(module._forward_hooks for module in family.modules())
+    save_file({key: tensor for key, tensor in tensors.items() if "conv_in" in key}, path)
+    group = weights.attach_file(family, path)
+    (lora,) = group.plugins("plugin").values()
+    assert (lora.rank, lora.alpha) == (2, 2.0), "without an alpha it is the rank"

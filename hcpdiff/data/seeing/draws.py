@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hcpdiff.data.images.cutting import scaled_size
+from hcpdiff.data.images.views import View
 from hcpdiff.data.scan import attempt
-from hcpdiff.data.transforms import scaled_size
-from hcpdiff.data.views import View
 from hcpdiff.types import Prompt, SizeInfo
 
 if TYPE_CHECKING:

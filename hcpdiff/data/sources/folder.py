@@ -16,8 +16,8 @@ from PIL import Image
 
 from hcpdiff.config.ranges import ExistingPath, positive
 from hcpdiff.data.captions import CaptionOption, CaptionReader, caption_reader, stem, weights_of
-from hcpdiff.data.headers import image_size
-from hcpdiff.data.images import read_alpha, read_grey, read_rgb
+from hcpdiff.data.images.headers import image_size
+from hcpdiff.data.images.reading import read_alpha, read_grey, read_rgb
 from hcpdiff.data.index import FileIndex, hash_file
 from hcpdiff.data.sources.base import Record, Stamps
 from hcpdiff.data.sources.listing import Listing, list_folder, list_images

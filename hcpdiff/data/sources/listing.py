@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hcpdiff.data.images import SUFFIXES
+from hcpdiff.data.images.reading import SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from hcpdiff.data.headers import image_size
-from hcpdiff.data.images import read_grey, read_rgb, read_size
+from hcpdiff.data.images.headers import image_size
+from hcpdiff.data.images.reading import read_grey, read_rgb, read_size
 from hcpdiff.data.index import hash_file
 from hcpdiff.data.sources.base import Record, Stamps
 from hcpdiff.data.sources.folder import mask_weights

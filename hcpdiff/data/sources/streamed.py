@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from hcpdiff.data.images import read_size
+from hcpdiff.data.images.reading import read_size
 from hcpdiff.data.scan import BadFile, attempt
 from hcpdiff.data.sources.base import Record
 from hcpdiff.data.sources.huggingface import HuggingFaceColumns, load

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from hcpdiff.config.ranges import positive
-from hcpdiff.data.images import SUFFIXES, read_size
+from hcpdiff.data.images.reading import SUFFIXES, read_size
 from hcpdiff.data.sources.base import Record, Stamps
 from hcpdiff.data.sources.cells import Cells
 from hcpdiff.data.sources.folder import check_repeat

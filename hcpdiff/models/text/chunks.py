@@ -150,7 +150,8 @@ def _spaced(part: Sequence[Span]) -> list[Span]:
     spaced: list[Span] = []
     for text, weight in part:
         met = spaced[-1].text[-1] + text[0] if spaced else " "
-        if not (met[0].isspace() or met[-1].isspace()) and met[0].isalnum() == met[-1].isalnum():
+        alike = met[0].isalnum() == met[-1].isalnum() or met[0] == "'"  # CLIP knows 's and 't
+        if alike and not (met[0].isspace() or met[-1].isspace()):
             spaced[-1] = Span(spaced[-1].text + " ", spaced[-1].weight)
         spaced.append(Span(text, weight))
     return spaced

@@ -26,6 +26,11 @@ def check_name(word: str, tokenizer: Any) -> None:
         )
 
 
+def first_new_id(tokenizer: Any) -> int:
+    """The first id that a learned word of this tokenizer has, or the next would have."""
+    return len(tokenizer) - sum(getattr(tokenizer, _ATTRIBUTE, {}).values())
+
+
 def with_words(tokenizer: Any, counts: Mapping[str, int]) -> Any:
     """A copy of a tokenizer that gives for each word as many new ids as it has vectors, from len(tokenizer) on.
 

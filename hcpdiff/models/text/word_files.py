@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -155,11 +153,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, `string_to_param` unpacked."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of learned words")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_pt(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: this cannot be read, at least not without running code in it: {reason}") from None
+    content = _content(path)
     if isinstance(content, Tensor):
         return {"emb_params": content}
     if isinstance(content, Mapping) and isinstance(inner := content.get("string_to_param"), Mapping):
@@ -169,5 +163,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def _load_pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _content(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a torn file, torch's unpickler raises anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path}: this cannot be read, at least not without running code in it: {reason}") from None

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.models.text import word_files
-from hcpdiff.models.text.placeholders import check_name, substitute, with_words
+from hcpdiff.models.text.placeholders import check_name, first_new_id, substitute, with_words
 from hcpdiff.models.text.word_files import Format
-from hcpdiff.randomness import derive
+from hcpdiff.randomness import generator
 
 logger = logging.getLogger(__name__)
-_RANDOM = re.compile(r"\*\[\s*([0-9.]+)\s*,\s*([0-9]+)\s*\]")
+_RANDOM = re.compile(r"\*\[\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*,\s*([0-9]+)\s*\]")
 
 
 class Words(nn.Module):
@@ -196,17 +196,17 @@ def _placed(family: ModelFamily, word: str, found: Mapping[str, Tensor]) -> dict
 def _start(family: Any, encoder: str, word: str, text: str, seed: int) -> Tensor:
     """The first vectors of a word, (n, D)."""
     table = family.text_encoders[encoder].get_input_embeddings().weight.detach()
-    generator = torch.Generator().manual_seed(derive(seed, "words", word, encoder))
+    tokenizer, noise = family.tokenizers[encoder], generator(seed, "words", word, encoder)
+    pieces = [*_RANDOM.split(text), "0", "0"]  # text, standard deviation, number, text ...
     parts: list[Tensor] = []
-    for i, piece in enumerate(_RANDOM.split(text)):
-        if i % 3 == 0:  # text; then come a standard deviation and a number
-            if "*[" in piece:
-                raise ValueError(f"words.{word}: {piece.strip()!r} is no noise; use e.g. '*[0.02, 2]'")
-            ids = family.tokenizers[encoder](piece.replace(",", " "), add_special_tokens=False).input_ids
-            parts.append(table[torch.tensor(ids, dtype=torch.long, device=table.device)].float().cpu())
-        elif i % 3 == 1:
-            std, number = float(piece), int(_RANDOM.split(text)[i + 1])
-            parts.append(torch.randn(number, table.shape[1], generator=generator) * std)
+    for piece, std, number in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        if "*[" in piece:
+            raise ValueError(f"words.{word}: {piece.strip()!r} is no noise; use e.g. '*[0.02, 2]'")
+        ids = tokenizer(piece.replace(",", " "), add_special_tokens=False).input_ids
+        if max(ids, default=0) >= first_new_id(tokenizer):
+            raise ValueError(f"words.{word}: {piece.strip()!r} has a learned word in it; detach that first")
+        parts.append(table[torch.tensor(ids, dtype=torch.long, device=table.device)].float().cpu())
+        parts.append(torch.randn(int(number), table.shape[1], generator=noise) * float(std))
     vectors = torch.cat(parts)
     if not len(vectors):
         raise ValueError(f"words.{word}: {text!r} makes no vector; use a text such as 'cat', or '*[0.02, 2]'")

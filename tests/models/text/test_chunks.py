@@ -59,6 +59,7 @@ def test_weights_are_on_all_tokens_of_their_words_and_on_no_other() -> None:
     ("a (red:1.2) star", "a red star"),
     ("(a)  [red],(star)", "a  red,star"),
     ("re(d:2)", "re d"),
+    ("a'(s:2)", "a' s"),
     ("", ""),
     ("(a red star and more than fits:1.1) in here", "a red star and more than fits in here"),
 ])  # fmt: skip

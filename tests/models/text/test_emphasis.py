@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -73,7 +74,7 @@ def test_no_text_is_wrong_and_no_word_is_lost(text: str, grammar: Grammar) -> No
     spans = [span for part in parts for span in part]
     assert all(span.text and math.isfinite(span.weight) and abs(span.weight) <= LARGEST for span in spans)
     for part in parts:
-        assert all(a.weight != b.weight for a, b in zip(part, part[1:], strict=False))
+        assert all(a.weight != b.weight for a, b in pairwise(part))
     kept = "".join(span.text for span in spans) + "BREAK" * (len(parts) - 1)
     dropped = set("()[]{}\\:.-+0123456789")
     for letter in set(text) - dropped:

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from hcpdiff.data.cache import ALONE, KEY_BYTES, Key, Team, content_key, fill
+from hcpdiff.data.cache.contents import contents
+from hcpdiff.data.cache.normals import normals
 from hcpdiff.data.cache.shared import shared_table
-from hcpdiff.data.contents import contents
-from hcpdiff.data.normals import normals
+from hcpdiff.data.images.cutting import Cut, image_tensor
 from hcpdiff.data.samples import Samples
 from hcpdiff.data.scan import BadFile, attempt
-from hcpdiff.data.transforms import Cut, image_tensor
 from hcpdiff.randomness import derive
 from hcpdiff.types import Batch, SizeInfo
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hcpdiff.data.augment import Pipeline
-from hcpdiff.data.captioning import Captioning
 from hcpdiff.data.collate import collate, with_row_weights
-from hcpdiff.data.online import Plan, Row
+from hcpdiff.data.images.augment import Pipeline
+from hcpdiff.data.images.cutting import cut, image_tensor, unit_tensor
+from hcpdiff.data.images.views import View, Views
 from hcpdiff.data.order import Epoch
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.scan import BadFile, attempt
-from hcpdiff.data.transforms import cut, image_tensor, unit_tensor
-from hcpdiff.data.views import View, Views
+from hcpdiff.data.streaming.online import Plan, Row
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import Batch, Prompt, Sample
 

@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hcpdiff.config.ranges import at_least_0, at_least_1, fraction, positive
-from hcpdiff.data.augment import Augment, Pipeline
 from hcpdiff.data.buckets import Bucket, RatioGridBucket
 from hcpdiff.data.buckets.base import step_for
-from hcpdiff.data.captioning import Captioning
-from hcpdiff.data.online import Plan
+from hcpdiff.data.images.augment import Augment, Pipeline
+from hcpdiff.data.images.views import Views
 from hcpdiff.data.prompts import CaptionTransform
+from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.scan import BadFile, check_bad, located
 from hcpdiff.data.sources.streamed import StreamSource
-from hcpdiff.data.stream_batches import StreamBatches
-from hcpdiff.data.views import Views
+from hcpdiff.data.streaming.batches import StreamBatches
+from hcpdiff.data.streaming.online import Plan
 from hcpdiff.types import Batch
 
 Size = tuple[int, int]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from hcpdiff.data.augment import Pipeline
+from hcpdiff.data.images.augment import Pipeline
 from hcpdiff.data.sources.base import Record
 from hcpdiff.types import SizeInfo
 

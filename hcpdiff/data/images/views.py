@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from hcpdiff.data.transforms import place
+from hcpdiff.data.images.cutting import place
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import SizeInfo
 

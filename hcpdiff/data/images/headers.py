@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hcpdiff.data.images import read_size
+from hcpdiff.data.images.reading import read_size
 
 _BLOCK = 4096  # bytes of a read; the header of most files fits
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from hcpdiff.data.steps import Arrays, Augment, Step, inner, library, listed, steps_of
+from hcpdiff.data.images.steps import Arrays, Augment, Step, inner, library, listed, steps_of
 from hcpdiff.randomness import derive
 
 

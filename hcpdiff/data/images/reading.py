@@ -12,7 +12,7 @@ from typing import BinaryIO, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hcpdiff.data.colours import alpha_of, to_rgb
+from hcpdiff.data.images.colours import alpha_of, to_rgb
 
 ImageFile: TypeAlias = "str | Path | BinaryIO"  # a path, or an open file that can seek
 

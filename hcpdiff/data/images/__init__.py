@@ -1,0 +1,1 @@
+"""Image files: read, cut and changed, with their masks and condition images."""

@@ -1,0 +1,1 @@
+"""Data of unknown length, read from the start on."""

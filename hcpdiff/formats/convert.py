@@ -1,0 +1,51 @@
+"""A LoRA file from one form to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from hcpdiff.formats import diffusers, kohya, peft, reading
+from hcpdiff.formats.lora_files import write_tensors
+from hcpdiff.formats.names import architecture
+
+Target = Literal["kohya", "diffusers", "peft", "comfyui", "webui"]
+TARGETS = ("kohya", "diffusers", "peft", "comfyui", "webui")
+_DROPPED = ("hcpdiff.plugin", diffusers.METADATA)  # say what only the old form has
+
+
+def convert(path: str | Path, to: Target, out: str | Path | None = None, family: str | None = None) -> Path:
+    """Write a LoRA in another form; strength and layers stay what they are.
+
+    Args:
+        path: any LoRA file, or a folder of PEFT.
+        to: whose form; "comfyui" and "webui" take one that loads there.
+        out: the file, for "peft" a folder; None is beside `path`, with the form in its name.
+        family: sd, sdxl, sd3 or flux; None finds out.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not understood as a whole, or the other form cannot hold it. Nothing is written then.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"to: {to!r} is no form; use one of {', '.join(TARGETS)}")
+    path = Path(path).expanduser()
+    read = reading.read(path, family)
+    arch = architecture(read.family)
+    form = {"comfyui": arch.form, "webui": "kohya"}.get(to, to)
+    ending = "" if form == "peft" else ".safetensors"
+    written = Path(out).expanduser() if out else path.with_name(f"{path.stem}-{to}{ending}")
+    if written.resolve() == path.resolve():
+        raise ValueError(f"out: {written} is the file that is converted; name another")
+    header = {key: value for key, value in read.header.items() if key not in _DROPPED} | {"format": "pt"}
+    if form == "peft":
+        peft.write(written, read.updates, arch)
+    elif form == "kohya":
+        write_tensors(written, kohya.write(read.updates, arch), header)
+    else:
+        tensors, more = diffusers.write(read.updates, arch)
+        write_tensors(written, tensors, header | more)
+    return written

@@ -1,0 +1,86 @@
+"""What a LoRA file's header says of it for other programs: kohya's `ss_*` and Stability's `modelspec.*`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hcpdiff.formats.lora_files import Updates
+
+# {variant: (ss_base_model_version, modelspec.architecture)}
+VERSIONS = {
+    "sd1": ("sd_v1", "stable-diffusion-v1"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512"),
+    "sd2-v": ("sd_v2_v", "stable-diffusion-v2-768-v"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "sd3-medium": ("medium", "stable-diffusion-3-medium"),
+    "sd3.5-medium": ("5-medium", "stable-diffusion-3-5-medium"),
+    "sd3.5-large": ("5-large", "stable-diffusion-3-5-large"),
+    "flux-dev": ("flux1", "flux-1-dev"),
+    "flux-schnell": ("flux1", "flux-1-schnell"),
+}
+_IMPLEMENTATION = {
+    "sdxl": "https://github.com/Stability-AI/generative-models",
+    "flux-dev": "https://github.com/black-forest-labs/flux",
+    "flux-schnell": "https://github.com/black-forest-labs/flux",
+}
+
+
+def variant(family: str, config: Mapping[str, Any], prediction: str = "epsilon") -> str:
+    """Which of `VERSIONS` a model is.
+
+    Args:
+        family: one of `names.ARCHITECTURES`.
+        config: of its denoiser, by diffusers' names.
+        prediction: of a UNet: epsilon or v_prediction.
+    """
+    if family == "sd":
+        second = config.get("cross_attention_dim") == 1024
+        return "sd2-v" if second and prediction == "v_prediction" else "sd2" if second else "sd1"
+    if family == "sd3":
+        if config.get("num_attention_heads", 0) >= 38:
+            return "sd3.5-large"
+        return "sd3.5-medium" if config.get("dual_attention_layers") else "sd3-medium"
+    if family == "flux":
+        return "flux-dev" if config.get("guidance_embeds") else "flux-schnell"
+    return family
+
+
+def metadata(
+    updates: Updates,
+    variant: str,
+    *,
+    title: str | None = None,
+    date: str | None = None,
+    trigger_words: Sequence[str] = (),
+    resolution: tuple[int, int] | None = None,
+    prediction: str | None = None,
+) -> dict[str, str]:
+    """The fields that are known.
+
+    Args:
+        variant: one of `VERSIONS`.
+        date: ISO 8601, e.g. "2026-01-31T12:00:00".
+        resolution: (height, width), of the training.
+        prediction: "epsilon" or "v_prediction"; None for flow models.
+    """
+    version, architecture = VERSIONS[variant]
+    ranks, alphas = Counter(u.rank for u in updates.values()), Counter(u.scale * u.rank for u in updates.values())
+    fields: dict[str, str | None] = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(next(iter(ranks))) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{next(iter(alphas)):g}" if len(alphas) == 1 else "Dynamic",
+        "ss_base_model_version": version,
+        "ss_v2": str(variant.startswith("sd2")),
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": _IMPLEMENTATION.get(variant, "diffusers"),
+        "modelspec.title": title,
+        "modelspec.date": date,
+        "modelspec.resolution": f"{resolution[1]}x{resolution[0]}" if resolution else None,
+        "modelspec.trigger_phrase": ", ".join(trigger_words) or None,
+        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or ""),
+    }
+    return {key: value for key, value in fields.items() if value is not None}
