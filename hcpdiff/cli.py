@@ -184,6 +184,23 @@ def data(
         print(line)
 
 
+@app.command()
+def convert(
+    path: Annotated[Path, typer.Argument(help="A LoRA file of any program, or a folder of PEFT.")],
+    to: Annotated[str, typer.Option("--to", help="kohya, diffusers, peft, comfyui or webui: where it shall load.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write; for peft a folder. Default: beside the first.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", help="sd, sdxl, sd3 or flux, where the file does not tell.")
+    ] = None,
+) -> None:
+    """Write a LoRA in the form of another program. Layers and strength stay what they are."""
+    from hcpdiff.formats.convert import convert as write
+
+    print(f"wrote {write(path, to, out, family)}")
+
+
 cache_app = typer.Typer(help="Look after the caches of a config on disk.", rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 

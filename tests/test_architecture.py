@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "infer": BASE | {"config", "data", "diffusion", "formats", "models", "plugins"},
     "train": BASE | {"config", "data", "diffusion", "formats", "models", "plugins", "infer"},
     "project": set(),
-    "cli": {"config", "infer", "train", "plugins", "project"},
+    "cli": {"config", "formats", "infer", "train", "plugins", "project"},
     "__main__": {"cli"},
     "__init__": {"lazy", "config", "infer", "train"},
 }

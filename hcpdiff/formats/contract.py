@@ -49,8 +49,12 @@ def lines(results: list[Result]) -> str:
     """One line for the log: where a file loads, and where not and why."""
     loads = [result for result in results if result.loads]
     names, error = ", ".join(result.program for result in loads), max((r.error for r in loads), default=0.0)
-    good = f"loads in: {names} (max error {error:.0e})" if loads else "loads in: no other program"
+    good = f"loads in: {names} (max error {_short(error)})" if loads else "loads in: no other program"
     return "; ".join([good, *(f"not in {r.program}: {r.problem}" for r in results if not r.loads)])
+
+
+def _short(error: float) -> str:
+    return f"{error:.0e}" if error else "0"
 
 
 def _result(program: str, file: File, live: Updates, family: str, branch: str | None) -> Result:

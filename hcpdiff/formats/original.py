@@ -1,4 +1,4 @@
-"""LoRA as HCP-Diffusion up to its version 2 wrote it: `<layer>.___.layer.W_down`, older `<layer>.___.layer.lora_down.weight`.
+"""LoRA as HCP-Diffusion up to its version 2 wrote it: `<layer>.___.layer.W_down`, older `...layer.lora_down.weight`.
 
 A file is of one part of the model and does not say which; `alpha` in it is the scale itself, alpha / rank.
 """

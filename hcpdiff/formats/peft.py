@@ -34,10 +34,9 @@ def write(folder: Path, updates: Updates, arch: Architecture) -> list[Path]:
 
 def _write_part(folder: Path, updates: Updates) -> Path:
     tensors, _ = diffusers.write_named({PREFIX + path: update for path, update in updates.items()})
-    plain = {path: replace(update, alpha=None) for path, update in updates.items()}
     config = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True}
     config |= {"base_model_name_or_path": None, "task_type": None, "lora_dropout": 0.0, "use_rslora": False}
-    config |= {"use_dora": False} | diffusers.peft_config(plain)
+    config |= {"use_dora": False} | diffusers.peft_config(updates)
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return folder

@@ -102,23 +102,39 @@ def test_names_are_kohyas(family: str, layer: str, name: str) -> None:
     assert known[0] == name
 
 
+CLIP0 = "text_model.encoder.layers.0"
+ATTN = "attentions.0.transformer_blocks.0.attn2"
+
+
 @pytest.mark.parametrize(
     ("family", "module", "layer"),
     [
-        ("sd", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoders.clip.text_model.encoder.layers.0.mlp.fc1"),
-        ("sd", "unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_out", "denoiser.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"),
-        ("sd", "text_encoder.text_model.encoder.layers.0.self_attn.to_out", "text_encoders.clip.text_model.encoder.layers.0.self_attn.out_proj"),
-        ("sd", "text_model.encoder.layers.0.self_attn.q_proj", "text_encoders.clip.text_model.encoder.layers.0.self_attn.q_proj"),
-        ("sdxl", "lora_unet_mid_block_attentions_0_transformer_blocks_9_ff_net_0_proj", "denoiser.mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj"),
-        ("sdxl", "text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc2", "text_encoders.clip_g.text_model.encoder.layers.0.mlp.fc2"),
-        ("sd3", "lora_transformer_transformer_blocks_3_attn_add_q_proj", "denoiser.transformer_blocks.3.attn.add_q_proj"),
+        ("sd", "lora_te1_text_model_encoder_layers_0_mlp_fc1", f"text_encoders.clip.{CLIP0}.mlp.fc1"),
+        ("sd", f"unet.mid_block.{ATTN}.processor.to_out", f"denoiser.mid_block.{ATTN}.to_out.0"),
+        ("sd", f"text_encoder.{CLIP0}.self_attn.to_out", f"text_encoders.clip.{CLIP0}.self_attn.out_proj"),
+        ("sd", f"{CLIP0}.self_attn.q_proj", f"text_encoders.clip.{CLIP0}.self_attn.q_proj"),
+        (
+            "sdxl",
+            "lora_unet_mid_block_attentions_0_transformer_blocks_9_ff_net_0_proj",
+            "denoiser.mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj",
+        ),
+        ("sdxl", f"text_encoders.clip_g.transformer.{CLIP0}.mlp.fc2", f"text_encoders.clip_g.{CLIP0}.mlp.fc2"),
+        (
+            "sd3",
+            "lora_transformer_transformer_blocks_3_attn_add_q_proj",
+            "denoiser.transformer_blocks.3.attn.add_q_proj",
+        ),
         ("sd3", "base_model.model.transformer_blocks.3.ff.net.0.proj", "denoiser.transformer_blocks.3.ff.net.0.proj"),
         ("flux", "lycoris_single_transformer_blocks_3_attn_to_q", "denoiser.single_transformer_blocks.3.attn.to_q"),
         ("flux", "diffusion_model.double_blocks.3.img_mod.lin", "denoiser.transformer_blocks.3.norm1.linear"),
-        ("flux", "lora_te2_encoder_block_1_layer_0_SelfAttention_q", "text_encoders.t5.encoder.block.1.layer.0.SelfAttention.q"),
+        (
+            "flux",
+            "lora_te2_encoder_block_1_layer_0_SelfAttention_q",
+            "text_encoders.t5.encoder.block.1.layer.0.SelfAttention.q",
+        ),
         ("flux", "transformer_blocks.3.attn.to_q", "denoiser.transformer_blocks.3.attn.to_q"),
     ],
-)  # fmt: skip
+)
 def test_other_programs_names_are_understood(family: str, module: str, layer: str) -> None:
     found = names.find(names.architecture(family), module)
     assert found is not None

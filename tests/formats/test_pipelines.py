@@ -81,7 +81,7 @@ def outputs(denoiser: Any, encoders: list[Any], name: str) -> list[Tensor]:
         run = test_lora_peft.theirs if stock else lambda model, inputs: model(*inputs.values())
         inputs = {"noisy_latents": x, "timesteps": times, "tokens": tokens, "pooled": pooled}
         return [*results, run(denoiser, inputs)]
-    config = FluxConfig.from_dict({k: v for k, v in dict(denoiser.config).items()}) if stock else denoiser.config
+    config = FluxConfig.from_dict(dict(denoiser.config)) if stock else denoiser.config
     inputs = tiny_flux.flux_inputs(config)
     return [*results, test_flux.run_theirs(denoiser, inputs) if stock else denoiser(**inputs)]
 

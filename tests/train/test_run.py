@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -97,8 +98,9 @@ def test_a_process_group_with_workers_that_is_told_to_stop_saves_and_exits_with_
     saved = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
     assert len(saved) == 1
     steps = checkpoint.step_of(saved[0]) + 2
-    hcpdiff.train(config, [f"train.steps={steps}"], resume="auto")
-    hcpdiff.train(config, [f"train.steps={steps}", f"exp_dir={tmp_path / 'whole'}"])
+    for changes in (["--resume", "auto"], [f"exp_dir={tmp_path / 'whole'}"]):  # in fresh processes, as a user's are
+        command = [sys.executable, "-m", "hcpdiff", "train", "--cfg", str(config), f"train.steps={steps}", *changes]
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
     assert runs.metrics(tmp_path / "run") == runs.metrics(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -262,3 +264,35 @@ def test_arguments_of_the_wrong_kind_are_told_before_a_folder_is_made(
     with pytest.raises(ValueError, match=message):
         hcpdiff.train(config, **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_says_which_settings_are_not_as_they_were(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config.write_text(
+        config.read_text() + "  schedule: {_target_: hcpdiff.train.schedules.cosine, steps: '${train.steps}'}\n"
+    )
+    folder = hcpdiff.train(config, ["train.steps=1"])
+    caplog.clear()
+    hcpdiff.train(config, ["train.steps=2", "train.save_every=1", "train.keep_last=9", "name=other"], resume="auto")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    changes = ["train.steps=3", "data.main.batch_size=1", "data.main.source.count=4", "+train.accumulate=2"]
+    hcpdiff.train(config, changes, resume="auto")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.splitlines()[1:] == [
+        "  data.main.source.count was 5 and is 4 now",
+        "  data.main.batch_size was 2 and is 1 now",
+        "  train.accumulate was not set and is 2 now",
+    ]
+    assert warning in (folder / "train.log").read_text()
+
+
+def test_fewer_steps_than_are_done_are_an_error_and_as_many_are_told(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = hcpdiff.train(config, ["train.steps=3"])
+    with pytest.raises(ValueError, match=r"step-000003: train\.steps: 2 is less than the 3 steps that are done; use"):
+        hcpdiff.train(config, ["train.steps=2"], resume="auto")
+    assert [path.name for path in checkpoint.checkpoints(folder / "checkpoints")] == ["step-000003"]
+    hcpdiff.train(config, ["train.steps=3"], resume="auto")
+    assert "these are all steps of the run; to go on, raise train.steps" in caplog.text
