@@ -54,7 +54,7 @@ ABOUT = {
     "infer": "Which pictures to make: [`infer`](#infer).",
 }
 LIKE = {"TarStream": "WebDatasetSource", "HuggingFaceStream": "HuggingFaceSource"}  # whose docstring says the rest
-FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion")
+FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage")
 GIVEN = {"generator", "generators", "callback"}  # arguments that hcpdiff gives by name
 LINKS = {
     "EmaSettings": "[group](#trainema)",
@@ -116,7 +116,7 @@ def pages() -> Iterator[str]:
     assert not unknown, f"say what the sections {unknown} are"
     yield INTRO.format(sections="\n".join(f"| `{name}` | {ABOUT[name]} |" for name in SECTIONS))
 
-    yield "## model\n\nOne target: a family's `from_pretrained`. `model: sd3` and the like in a defaults list fill it in."
+    yield "## model\n\nOne target: a family's `from_pretrained`. `model: sd3` and the like in a defaults list do it."
     for family in FAMILIES:
         yield target(f"hcpdiff.models.{family}.from_pretrained", getattr(models, family).from_pretrained)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+
 
 from hcpdiff.formats import diffusers, kohya, peft, reading
 from hcpdiff.formats.lora_files import write_tensors
 from hcpdiff.formats.names import architecture
 
-Target = Literal["kohya", "diffusers", "peft", "comfyui", "webui"]
 TARGETS = ("kohya", "diffusers", "peft", "comfyui", "webui")
 _DROPPED = ("hcpdiff.plugin", diffusers.METADATA)  # say what only the old form has
 
 
-def convert(path: str | Path, to: Target, out: str | Path | None = None, family: str | None = None) -> Path:
+def convert(path: str | Path, to: str, out: str | Path | None = None, family: str | None = None) -> Path:
     """Write a LoRA in another form; strength and layers stay what they are.
 
     Args:

@@ -5,27 +5,25 @@ There is no paper; https://github.com/black-forest-labs/flux is the original.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hcpdiff.models import weights as files
 from hcpdiff.models.attention import key_bias, timestep_embedding
 from hcpdiff.models.flux.block import SingleBlock
 from hcpdiff.models.rope import rotation
 from hcpdiff.models.sd3.block import FinalModulation, JointBlock, Modulation
 from hcpdiff.models.sd3.transformer import TwoLayers
+from hcpdiff.models.transformer import Transformer, TransformerConfig
 
 HALF = 65504.0  # the largest float16
 
 
 @dataclass(frozen=True)
-class FluxConfig:
+class FluxConfig(TransformerConfig):
     """The shape of a model, by the names of diffusers' `transformer/config.json`; the defaults are FLUX.1 schnell's."""
 
     patch_size: int = 1  # of the latents as they are packed, 2 x 2 cells in one
@@ -58,30 +56,18 @@ class FluxConfig:
                 f"it must be attention_head_dim = {self.attention_head_dim}"
             )
 
-    @property
-    def dim(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "FluxConfig") -> FluxConfig:
-        """From the content of a config.json; keys that start with an underscore are about the file, not the model."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if not k.startswith("_")}
-        if unknown := values.keys() - {f.name for f in fields(cls)}:
-            raise ValueError(f"{where}: FLUX's transformer has no setting {', '.join(sorted(unknown))}")
-        return cls(**values)
-
-
-class FluxTransformer(nn.Module):
+class FluxTransformer(Transformer):
     """Noisy latents, time and text to the flow that `FlowMatching` is trained on.
 
     A fresh model returns 0: modulations and the output layer start at zero, the rest from xavier's distribution.
     """
 
+    config_class = FluxConfig
     diffusers_class = "FluxTransformer2DModel"
 
     def __init__(self, config: FluxConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dim, heads = config.dim, config.num_attention_heads
         self.time_text_embed = TimeTextEmbed(dim, config.pooled_projection_dim, guidance=config.guidance_embeds)
         self.context_embedder = nn.Linear(config.joint_attention_dim, dim)
@@ -91,48 +77,12 @@ class FluxTransformer(nn.Module):
         self.norm_out = FinalModulation(dim)
         self.proj_out = nn.Linear(dim, config.in_channels)
         self.gradient_checkpointing("none")
-        self._initialise()
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None) -> FluxTransformer:
-        """Read diffusers' `transformer/` folder: config.json and safetensors, sharded or not.
-
-        Raises:
-            FileNotFoundError: config or weights are missing.
-            ValueError: the weights do not fit the config.
-        """
-        model = cls.skeleton(folder)
-        files.load(model, Path(folder), dtype=dtype)
-        return model
-
-    @classmethod
-    def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> FluxTransformer:
-        """`from_pretrained`; or with random weights."""
-        if weights:
-            return cls.from_pretrained(folder, dtype=dtype)
-        return cls(cls.skeleton(folder).config).to(dtype)
-
-    @classmethod
-    def skeleton(cls, folder: str | Path) -> FluxTransformer:
-        """The same model on the meta device, without reading weights."""
-        config = FluxConfig.from_dict(files.read_json(Path(folder) / "config.json"), f"{folder}/config.json")
-        with files.on_meta():
-            return cls(config)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that this class and diffusers' FluxTransformer2DModel read."""
-        folder = Path(folder)
-        files.save(self.state_dict(), folder)
-        files.write_json(folder / "config.json", {"_class_name": self.diffusers_class, **asdict(self.config)})
+        self._initialise(Modulation, FinalModulation)
 
     @property
     def blocks(self) -> list[JointBlock | SingleBlock]:
         """All blocks, in the order in which they run."""
         return cast("list[Any]", [*self.transformer_blocks, *self.single_transformer_blocks])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
     def forward(
         self,
@@ -167,40 +117,6 @@ class FluxTransformer(nn.Module):
             x = within_half(self._run(i, block, x, emb, turn, bias))
         (step,) = self.norm_out(emb)
         return unpacked(self.proj_out(step.before(x[:, :count])), rows, columns)
-
-    def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
-        """What backward computes again instead of keeping it: nothing, all blocks, their MLPs, or every n-th block.
-
-        "mlp" saves less than "all" and is faster. Plugins on these layers run again too.
-        """
-        valid = isinstance(mode, int) and not isinstance(mode, bool) and mode > 0
-        if not valid and mode not in ("none", "all", "mlp"):
-            raise ValueError(
-                f"gradient_checkpointing: {mode!r} is no mode; use none, all, mlp, or n for every n-th block"
-            )
-        self._checkpoint_every = mode if isinstance(mode, int) else int(mode == "all")
-        for block in self.blocks:
-            block.checkpoint_mlp = mode == "mlp"
-
-    def compile_blocks(self, **options: Any) -> None:
-        """torch.compile each block in place; those of a kind share one graph. Attach plugins before."""
-        for block in self.blocks:
-            block.compile(fullgraph=True, **options)
-
-    def _run(self, i: int, block: nn.Module, *inputs: Tensor | None) -> Any:
-        if self._checkpoint_every and i % self._checkpoint_every == 0 and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    def _initialise(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        for layer in self.modules():
-            if isinstance(layer, (Modulation, FinalModulation)):
-                nn.init.zeros_(layer.linear.weight)
-        nn.init.zeros_(self.proj_out.weight)
 
 
 class TimeTextEmbed(nn.Module):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hcpdiff.models import weights as files
 from hcpdiff.models.attention import grid_embedding, key_bias, timestep_embedding
 from hcpdiff.models.sd3.block import FinalModulation, JointBlock, Modulation
+from hcpdiff.models.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True)
-class MMDiTConfig:
+class MMDiTConfig(TransformerConfig):
     """The shape of a model, by the names of diffusers' `transformer/config.json`; the defaults are SD3's first 2B."""
 
     sample_size: int = 128  # latent cells per side that the positions were made for
@@ -46,30 +46,18 @@ class MMDiTConfig:
         if self.qk_norm not in (None, "rms_norm"):
             raise ValueError(f"MMDiTConfig: qk_norm is {self.qk_norm!r}; it must be null or 'rms_norm'")
 
-    @property
-    def dim(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "MMDiTConfig") -> MMDiTConfig:
-        """From the content of a config.json; keys that start with an underscore are about the file, not the model."""
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if not k.startswith("_")}
-        if unknown := values.keys() - {f.name for f in fields(cls)}:
-            raise ValueError(f"{where}: SD3's transformer has no setting {', '.join(sorted(unknown))}")
-        return cls(**values)
-
-
-class MMDiT(nn.Module):
+class MMDiT(Transformer):
     """Noisy latents, time and text to the flow that `FlowMatching` is trained on.
 
     A fresh model returns 0: modulations and the output layer start at zero, the rest from xavier's distribution.
     """
 
+    config_class = MMDiTConfig
     diffusers_class = "SD3Transformer2DModel"
 
     def __init__(self, config: MMDiTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         dim, heads = config.dim, config.num_attention_heads
         self.pos_embed = PatchEmbed(config)
         self.time_text_embed = TimeTextEmbed(dim, config.pooled_projection_dim)
@@ -87,50 +75,19 @@ class MMDiT(nn.Module):
         self.norm_out = FinalModulation(dim)
         self.proj_out = nn.Linear(dim, config.patch_size**2 * (config.out_channels or config.in_channels))
         self.gradient_checkpointing("none")
-        self._initialise()
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None) -> MMDiT:
-        """Read diffusers' `transformer/` folder: config.json and safetensors, sharded or not.
-
-        Raises:
-            FileNotFoundError: config or weights are missing.
-            ValueError: the weights do not fit the config.
-        """
-        model = cls.skeleton(folder)
-        files.load(model, Path(folder), dtype=dtype)
-        return model
+        self._initialise(Modulation, FinalModulation)
 
     @classmethod
     def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> MMDiT:
         """`from_pretrained`; or with random weights, but the folder's positions, which are not learned."""
-        if weights:
-            return cls.from_pretrained(folder, dtype=dtype)
-        model = cls(cls.skeleton(folder).config)
-        if files.present(Path(folder)):
+        model = super().read(folder, dtype, weights=weights)
+        if not weights and files.present(Path(folder)):
             model.pos_embed.pos_embed.copy_(files.read(Path(folder))["pos_embed.pos_embed"])
-        return model.to(dtype)
-
-    @classmethod
-    def skeleton(cls, folder: str | Path) -> MMDiT:
-        """The same model on the meta device, without reading weights."""
-        config = MMDiTConfig.from_dict(files.read_json(Path(folder) / "config.json"), f"{folder}/config.json")
-        with files.on_meta():
-            return cls(config)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that this class and diffusers' SD3Transformer2DModel read."""
-        folder = Path(folder)
-        files.save(self.state_dict(), folder)
-        files.write_json(folder / "config.json", {"_class_name": self.diffusers_class, **asdict(self.config)})
+        return model
 
     @property
     def blocks(self) -> list[JointBlock]:
         return cast("list[JointBlock]", list(self.transformer_blocks))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pos_embed.pos_embed.dtype
 
     def forward(
         self,
@@ -163,45 +120,10 @@ class MMDiT(nn.Module):
         (step,) = self.norm_out(emb)
         return self._unpatch(self.proj_out(step.before(image)), noisy_latents.shape)
 
-    def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
-        """What backward computes again instead of keeping it: nothing, all blocks, their MLPs, or every n-th block.
-
-        "mlp" saves less than "all" and is faster. Plugins on these layers run again too.
-        """
-        valid = isinstance(mode, int) and not isinstance(mode, bool) and mode > 0
-        if not valid and mode not in ("none", "all", "mlp"):
-            raise ValueError(
-                f"gradient_checkpointing: {mode!r} is no mode; use none, all, mlp, or n for every n-th block"
-            )
-        self._checkpoint_every = mode if isinstance(mode, int) else int(mode == "all")
-        for block in self.blocks:
-            block.checkpoint_mlp = mode == "mlp"
-
-    def compile_blocks(self, **options: Any) -> None:
-        """torch.compile each block in place: they share one graph, so it is ready sooner. Attach plugins before."""
-        for block in self.blocks:
-            block.compile(fullgraph=True, **options)
-
-    def _run(self, i: int, block: nn.Module, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._checkpoint_every and i % self._checkpoint_every == 0 and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
     def _unpatch(self, patches: Tensor, shape: torch.Size) -> Tensor:
         p = self.config.patch_size
         patches = patches.unflatten(1, (shape[-2] // p, shape[-1] // p)).unflatten(-1, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *shape[-2:])
-
-    def _initialise(self) -> None:
-        for layer in self.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(layer.weight.flatten(1))
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        for layer in self.modules():
-            if isinstance(layer, (Modulation, FinalModulation)):
-                nn.init.zeros_(layer.linear.weight)
-        nn.init.zeros_(self.proj_out.weight)
 
 
 class PatchEmbed(nn.Module):
