@@ -75,8 +75,9 @@ def mistakes_of(call: Call, error: Exception, reader: Reader) -> list[Mistake]:
         return error.mistakes
     key, text = split(str(error), call.key)
     name, _, rest = text.partition(": ")
-    if key == call.key and name in call.kwargs and rest:
-        key, text = (*key, name), rest
+    parts = name.split(".")  # e.g. word_names.who
+    if key == call.key and parts[0] in call.kwargs and rest:
+        key, text = (*key, *parts), rest
     elif key == call.key:
         kind = "" if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: "
         text = f"{call.name}: {kind}{text}".removesuffix(": ")

@@ -83,9 +83,9 @@ class Reader:
             if not trial.mistakes:
                 return plan
             trials.append(trial)
-        likely = [trial for trial, option in zip(trials, options, strict=True) if _alike(node, option)]
+        likely = [(trial, option) for trial, option in zip(trials, options, strict=True) if _alike(node, option)]
         if len(likely) == 1 or (likely and isinstance(node, dict)):
-            self.mistakes += likely[0].mistakes
+            self.mistakes += min(likely, key=lambda pair: _misnamed(*pair, key))[0].mistakes
             return UNKNOWN
         return self.wrong(key, f"{kinds.said(node)} is not {describe(annotation)}")
 
@@ -140,6 +140,12 @@ class Reader:
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = hint(path.name, names, f"; set {shown(key)} to one that exists")
         self.wrong(key, f"no {kind or 'file or folder'} at {shown_path(path)}{near}")
+
+
+def _misnamed(trial: Reader, option: Any, key: Key) -> bool:
+    """Whether a node that a union's member did not fit names a class of another member."""
+    target = shown((*key, "_target_"))
+    return origin_of(option) in LISTS or any(mistake.key == target for mistake in trial.mistakes)
 
 
 def _alike(node: Any, annotation: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,10 +98,19 @@ def _has_stand_in(value: Any) -> bool:
 
 
 def _look_into_folders(datasets: Any, plans: Any, reader: Reader) -> None:
-    """An empty folder, or captions that cannot be read."""
+    """An empty folder, or captions that cannot be read; what is only worth a line in the log waits for the run."""
     folder = sys.modules.get("hcpdiff.data.sources.folder")
     if folder is None or not isinstance(datasets, dict):
         return
+    level = folder.log.level
+    folder.log.setLevel(logging.ERROR)
+    try:
+        _check_folders(datasets, plans, reader, folder)
+    finally:
+        folder.log.setLevel(level)
+
+
+def _check_folders(datasets: dict[str, Any], plans: Any, reader: Reader, folder: Any) -> None:
     for name, dataset in datasets.items():
         given = plans[name].kwargs.get("source")
         several = isinstance(given, list)

@@ -13,7 +13,7 @@ SECTIONS: dict[str, type | str] = {
     "exp_dir": str,
     "seed": int,
     "model": "hcpdiff.models.family:ModelFamily",
-    "data": "{hcpdiff.data.dataset:Dataset}",
+    "data": "{hcpdiff.data.streams:AnyDataset}",
     "plugins": "{hcpdiff.plugins.spec:PluginSpec}",
     "finetune": "[hcpdiff.train.settings:LayerGroup]",
     "train": "hcpdiff.train.settings:TrainSettings",

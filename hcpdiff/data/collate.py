@@ -12,7 +12,18 @@ from hcpdiff.types import Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size; where only some have a loss mask, the others count fully."""
+    """Stack samples of one size; where only some have a loss mask, the others count fully.
+
+    Raises:
+        ValueError: only some have a condition image.
+    """
+    names = set().union(*(sample.inputs for sample in samples))
+    for sample in samples:
+        if lacking := sorted(names - sample.inputs.keys()):
+            raise ValueError(
+                f"source: {sample.key} has no {lacking[0]}, which other images of its batch have; give all images of a "
+                "dataset one, or make two datasets of them"
+            )
     masked = any(sample.loss_mask is not None for sample in samples)
     return Batch(
         keys=[sample.key for sample in samples],

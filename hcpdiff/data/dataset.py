@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
-
 from hcpdiff.config.ranges import at_least_0, at_least_1, fraction, positive
-from hcpdiff.data.buckets import Assignment, Bucket
-from hcpdiff.data.buckets.many import assign, leave_out, merge_small
+from hcpdiff.data.buckets import Bucket
+from hcpdiff.data.buckets.many import assign, check_sides, leave_out, merge_small
 from hcpdiff.data.cache import ALONE, Team
 from hcpdiff.data.cache.conditioning import CachedText, PromptEncoder
 from hcpdiff.data.cache.latents import CachedLatents, ImageEncoder
@@ -24,9 +22,10 @@ from hcpdiff.data.order import Epoch, Epochs, Underfilled, uneven
 from hcpdiff.data.prompts import CaptionTransform
 from hcpdiff.data.prompts.captioning import Captioning
 from hcpdiff.data.samples import Samples
-from hcpdiff.data.scan import BadFile, Items, check_bad, located, scan
+from hcpdiff.data.scan import BadFile, attempt, check_bad, located, scan
 from hcpdiff.data.seeing.summary import summary_lines
 from hcpdiff.data.sources.base import Source
+from hcpdiff.data.sources.streamed import StreamSource
 from hcpdiff.types import Batch
 
 CacheMode = Literal[False, "memory", "disk"]
@@ -118,6 +117,14 @@ class Dataset:
             raise ValueError("source: the list is empty; give at least one source")
         if isinstance(bucket, Sequence) and not bucket:
             raise ValueError("bucket: the list is empty; give at least one bucket")
+        for given in self.sources:
+            if isinstance(given, StreamSource):
+                raise ValueError(f"source: {type(given).__name__} is a stream; use StreamDataset instead of Dataset")
+            if not isinstance(given, Source):
+                raise ValueError(f"source: {type(given).__name__} is no source; use e.g. hcpdiff.data.FolderSource")
+        for one in bucket if isinstance(bucket, Sequence) else [bucket]:
+            if not isinstance(one, Bucket):
+                raise ValueError(f"bucket: {type(one).__name__} is no bucket; use e.g. hcpdiff.data.RatioBucket")
         self.bucket = bucket
         self.batch_size = batch_size
         self.loss_weight = loss_weight
@@ -166,7 +173,7 @@ class Dataset:
         self.note_bad(small)
         if self.underfilled == "merge":
             assignment = merge_small(assignment, items.repeats, self.batch_size)
-        self._check_sides(items, assignment, max_side)
+        check_sides(items, assignment, max_side, f"{self.where}.bucket")
         self.samples = Samples(
             self.sources, items, assignment, self.views, self.captioning, self.transforms, seed=seed, name=name
         )
@@ -215,7 +222,9 @@ class Dataset:
         bad: list[BadFile] = []
         if self.latents is None:
             sample = partial(self.samples.sample, epoch)
-            batch = collate([self.samples.first_that_works(epoch, row, sample, bad) for row in rows])
+            found = [self.samples.first_that_works(epoch, row, sample, bad) for row in rows]
+            with located(self.where):
+                batch = collate(found)
         else:
             batch = self.latents.batch(epoch, rows)
         return (batch if weights is None else with_row_weights(batch, weights)), bad
@@ -249,6 +258,7 @@ class Dataset:
         """
         folder = self.cache_dir if self.cache_latents == "disk" else None
         with located(self.where):
+            self._check_encoded_inputs()
             latents = CachedLatents(
                 self.samples, folder, fingerprint, encoded_inputs=self.encoded_inputs, about=about, team=team
             )
@@ -301,15 +311,15 @@ class Dataset:
             self._log(f"{self.where}: {file.key} is left out: {file.reason}")
         check_bad(self.bad, self._total, self.max_bad, self.where)
 
-    def _check_sides(self, items: Items, assignment: Assignment, max_side: int | None) -> None:
-        """Raise for sizes that the model cannot place, with an image of each."""
-        for number, size in enumerate(assignment.targets):
-            if max_side is not None and max(size) > max_side:
-                example = items.key(int(np.flatnonzero((assignment.columns == number).any(axis=1))[0]))
-                raise ValueError(
-                    f"{self.where}.bucket: {size[0]} x {size[1]}, e.g. for {example}, is longer than the {max_side} "
-                    "pixels that the model has positions for; use a smaller area, or leave such images out"
-                )
+    def _check_encoded_inputs(self) -> None:
+        """Raise if the first image has no such condition image; one that cannot be read is listed later."""
+        record = attempt(lambda: self.samples.record(0), "", []) if self.encoded_inputs else None
+        if record is None:
+            return
+        for name in self.encoded_inputs:
+            if name not in record.inputs:
+                known = ", ".join(record.inputs) or "none"
+                raise ValueError(f"encoded_inputs: the images have no {name!r}; they have {known}")
 
     def _describe(self) -> None:
         epoch = self.epoch(0)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hcpdiff.data.cache import write_durably
+from hcpdiff.data.cache.durable import for_speed_alone
 from hcpdiff.data.sources.base import Stamps
 
 _MAGIC = b"hcpdiff files 1\n"
@@ -114,9 +115,10 @@ class FileIndex:
             self._new = {}
         if self._changed and len(self._rows) >= self._least:
             self._use(_merge(_read(self.path), self._rows))
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             content = self._rows.tobytes()
-            write_durably(self.path, b"".join((_MAGIC, _checksum(content), content)))
+            with for_speed_alone():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(self.path, b"".join((_MAGIC, _checksum(content), content)))
             self._changed = False
         self._saved_at = time.monotonic()
 

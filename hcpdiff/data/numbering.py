@@ -44,9 +44,10 @@ class Numbering:
     def groups(self, epoch: int) -> list[np.ndarray]:
         """The samples that an epoch shows, by target: (n,) int32 each, ascending."""
         known = 0 if self.steady else epoch
-        if self._groups is None or self._groups[0] != known:
-            self._groups = (known, self._grouped(known))
-        return self._groups[1]
+        latest = self._groups
+        if latest is None or latest[0] != known:
+            self._groups = latest = (known, self._grouped(known))
+        return latest[1]  # not of `_groups`, which another thread may have changed
 
     def group_sizes(self, epoch: int) -> np.ndarray:
         """How many samples of each target an epoch shows, (targets,)."""

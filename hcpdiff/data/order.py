@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,8 @@ class Showings(Protocol):
 class Epochs:
     """All epochs of a run: `epochs[number]` plans one when it is asked for; epochs may differ in length.
 
+    Threads may use it at once: one makes batches ready while another counts them.
+
     Args:
         samples: which of them an epoch shows.
         batch_size: rows of a full batch.
@@ -128,17 +131,19 @@ class Epochs:
         self.name = name
         self._planned: dict[int, Epoch] = {}
         self._firsts = [0]  # the number of the first batch of each epoch, as far as was asked
+        self._lock = threading.RLock()
 
     def __getitem__(self, number: int) -> Epoch:
         """The batches of an epoch; the last two that were asked for stay in memory."""
-        epoch = self._planned.pop(number, None)
-        if epoch is None:
-            rng = np.random.default_rng(derive(self.seed, f"{self.name}/order", number))
-            epoch = plan(self.samples.groups(number), self.batch_size, self.underfilled, rng)
-            while len(self._planned) >= _IN_MEMORY:
-                del self._planned[next(iter(self._planned))]
-        self._planned[number] = epoch
-        return epoch
+        with self._lock:
+            epoch = self._planned.pop(number, None)
+            if epoch is None:
+                rng = np.random.default_rng(derive(self.seed, f"{self.name}/order", number))
+                epoch = plan(self.samples.groups(number), self.batch_size, self.underfilled, rng)
+                while len(self._planned) >= _IN_MEMORY:
+                    del self._planned[next(iter(self._planned))]
+            self._planned[number] = epoch
+            return epoch
 
     def batches(self, number: int) -> int:
         """How many batches an epoch has; without planning it."""
@@ -148,9 +153,10 @@ class Epochs:
         """The number of the first batch of an epoch, counted over the run."""
         if self.samples.steady:
             return epoch * self._of_each
-        while len(self._firsts) <= epoch:
-            self._firsts.append(self._firsts[-1] + self._count(len(self._firsts) - 1))
-        return self._firsts[epoch]
+        with self._lock:
+            while len(self._firsts) <= epoch:
+                self._firsts.append(self._firsts[-1] + self._count(len(self._firsts) - 1))
+            return self._firsts[epoch]
 
     def locate(self, batch: int) -> tuple[int, int]:
         """The epoch of a batch that is counted over the run, and its position within that epoch.
@@ -171,12 +177,13 @@ class Epochs:
 
     def _search(self, batch: int) -> tuple[int, int]:
         empty = 0
-        while self.first_batch(len(self._firsts)) <= batch:
-            empty = empty + 1 if self._firsts[-1] == self._firsts[-2] else 0
-            if empty > _EMPTY:
-                raise ValueError(self._no_batch())
-        epoch = bisect_right(self._firsts, batch) - 1
-        return epoch, batch - self._firsts[epoch]
+        with self._lock:
+            while self.first_batch(len(self._firsts)) <= batch:
+                empty = empty + 1 if self._firsts[-1] == self._firsts[-2] else 0
+                if empty > _EMPTY:
+                    raise ValueError(self._no_batch())
+            epoch = bisect_right(self._firsts, batch) - 1
+            return epoch, batch - self._firsts[epoch]
 
     @cached_property
     def _of_each(self) -> int:
@@ -192,8 +199,11 @@ class Epochs:
         return "source.repeat: no image is ever shown; use numbers above 0"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without plans: worker processes make their own."""
-        return self.__dict__ | {"_planned": {}}
+        """Without plans and lock: worker processes make their own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_planned": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
 
 def uneven(

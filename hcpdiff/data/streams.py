@@ -23,7 +23,8 @@ from hcpdiff.types import Batch
 
 T = TypeVar("T")
 Mode = Literal["parallel", "mix", "sequential"]
-Datasets: TypeAlias = Mapping[str, Dataset | StreamDataset]  # by name
+AnyDataset: TypeAlias = Dataset | StreamDataset
+Datasets: TypeAlias = Mapping[str, AnyDataset]  # by name
 Draws = dict[str, int]  # dataset -> number of the batch that it gives
 AHEAD = 2  # draws that are made ready while the model computes
 

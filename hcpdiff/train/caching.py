@@ -22,10 +22,15 @@ from hcpdiff.types import Conditioning
 
 log = logging.getLogger("hcpdiff.train")
 
+_AT_ONCE = 8  # images or prompts that are encoded together, always as many: how sums are rounded depends on it
+
 
 @dataclass
 class Encoders:
     """How the caches of a run are made, and what tells them from those of other models.
+
+    What they give for an image or a prompt does not depend on what it is encoded with, so that a cache holds the same
+    whatever it was filled for, by how many processes, and however often that was interrupted.
 
     Args:
         device: where to encode.
@@ -37,12 +42,14 @@ class Encoders:
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `ImageEncoder`."""
-        mean, std = self.objective.family.latent_distribution(images.to(self.device))
-        return mean.cpu(), std.cpu()
+        full = images[torch.arange(_AT_ONCE) % len(images)]
+        mean, std = self.objective.family.latent_distribution(full.to(self.device))
+        return mean[: len(images)].cpu(), std[: len(images)].cpu()
 
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """See `PromptEncoder`."""
-        return self.objective.family.encode_prompt(prompts).map(Tensor.cpu)
+        full = [prompts[i % len(prompts)] for i in range(_AT_ONCE)]
+        return self.objective.family.encode_prompt(full).map(lambda tensor: tensor[: len(prompts)].cpu())
 
     def key(self, part: str, mode: CacheMode) -> str:
         """What a cache on disk is keyed by; one in memory has this run's encoder anyway."""
@@ -115,6 +122,7 @@ def fill(
                     dataset.store_latents(
                         encoders.encode_image,
                         encoders.key("vae", dataset.cache_latents),
+                        batch_size=_AT_ONCE,
                         workers=workers,
                         progress=show,
                         about=encoders.about("vae"),
@@ -128,6 +136,7 @@ def fill(
                         encoders.encode_prompt,
                         encoders.key("text_encoders", dataset.cache_text),
                         negatives=encoders.negatives,
+                        batch_size=_AT_ONCE,
                         progress=show,
                         about=encoders.about("text_encoders"),
                         team=team,

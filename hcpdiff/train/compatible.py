@@ -6,8 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
+from hcpdiff.config.mistakes import Key, shown
+
+# What a run may have otherwise after every stop: it trains the same.
+_FREE = {"name", "exp_dir", "infer"} | {
+    f"train.{key}" for key in ("steps", "save_every", "keep_last", "log_every", "preview", "workers", "loggers")
+}
+_NOTHING = "not set"
 AS_IT_WAS = "Resume with the config of that run, or start a new one under another name"
 
 
@@ -65,6 +73,28 @@ def check_setting(path: Path, key: str, saved: object, now: object) -> None:
     """Raise unless a setting of the run is what it was."""
     if saved != now:
         raise ValueError(f"{path}: {key}: the run had {saved}, not {now}. {AS_IT_WAS}")
+
+
+def changes(saved: str | None, now: str | None) -> list[str]:
+    """Settings that differ between two configs in YAML and may change the training; none if one is missing."""
+    if saved is None or now is None:
+        return []
+    before, after = _settings(yaml.safe_load(saved)), _settings(yaml.safe_load(now))
+    return [
+        f"{key} was {before.get(key, _NOTHING)} and is {after.get(key, _NOTHING)} now"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key, _NOTHING) != after.get(key, _NOTHING)
+    ]
+
+
+def _settings(node: Any, key: Key = ()) -> dict[str, str]:
+    """Every value of a config by its key, without those that are free."""
+    if shown(key) in _FREE:
+        return {}
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    if not node or not children:
+        return {shown(key): repr(node)}
+    return {name: value for part, child in children for name, value in _settings(child, (*key, part)).items()}
 
 
 def _some(differences: Sequence[str], most: int = 4) -> str:

@@ -67,6 +67,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
         finetune=build(config, "finetune") if config.get("finetune") else (),
         seed=seed,
         metadata={"hcpdiff.config": to_yaml(config)},
+        config=to_yaml(config, interpolations=True),  # what follows train.steps has not changed with it
         discard_unused=True,
     )
 

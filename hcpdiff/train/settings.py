@@ -86,7 +86,22 @@ class TrainSettings:
             raise ValueError("guidance: at 1 the negative prompt counts for nothing; leave it out, or use more")
 
     def check_datasets(self, datasets: Mapping[str, Dataset]) -> None:
-        """Raise if a run on these datasets would train nothing."""
+        """Raise if a run on these datasets would train nothing, or come to a step without any."""
         if datasets and not any(dataset.loss_weight for dataset in datasets.values()):
             key = f"data.{next(iter(datasets))}.loss_weight"
             raise ValueError(f"{key}: 0 for every dataset would train nothing; use a number above 0")
+        for name, dataset in datasets.items():
+            if not all(getattr(source, "has_images", True) for source in getattr(dataset, "sources", ())):
+                raise ValueError(
+                    f"data.{name}.source: prompts alone cannot be trained on; use a source of images, e.g. "
+                    "hcpdiff.data.FolderSource"
+                )
+        covered = 0
+        for dataset in sorted(datasets.values(), key=lambda dataset: dataset.from_step):
+            if dataset.from_step > covered:
+                break
+            covered = max(covered, self.steps if dataset.to_step is None else dataset.to_step)
+        if datasets and covered < self.steps:
+            raise ValueError(
+                f"data: no dataset takes part in step {covered + 1} of {self.steps}; look at from_step and to_step"
+            )

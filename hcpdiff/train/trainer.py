@@ -45,6 +45,7 @@ class Trainer:
         plugins: attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
         metadata: for the header of the files that a user takes away.
+        config: what all of this was made from, as YAML: a resumed run says what has changed in it.
         discard_unused: free the memory of the VAE and the text encoders if the run does not need them, as all that they
             give is cached; `family` is of no further use then. Else they wait on the CPU.
 
@@ -63,10 +64,12 @@ class Trainer:
         finetune: Sequence[LayerGroup] = (),
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
+        config: str | None = None,
         discard_unused: bool = False,
     ) -> None:
         self.family, self.datasets, self.settings, self.plugins = family, dict(datasets), settings, plugins
         self.folder, self.finetune, self.seed, self.metadata = folder, list(finetune), seed, dict(metadata or {})
+        self.config = config
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
         self.accelerator = make_accelerator(settings.precision)
@@ -198,13 +201,16 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "position": {"step": self.step, "seed": self.seed},
             "made_by": {"optimizer": self.described, "schedule": compatible.class_name(self.schedule)},
+            "config": self.config,
         }
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint as if the run had never stopped.
 
+        Other settings of the config than those that it must have in common with the run are logged.
+
         Raises:
-            ValueError: it is damaged, or of a run that is not this one.
+            ValueError: it is damaged, of a run that is not this one, or beyond `settings.steps`.
         """
         state = checkpoint.load(path)
         self._check(path, state)
@@ -220,10 +226,20 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["position"]["step"]
         log.info("resumed after step %d from %s", self.step, path)
+        if self.step == self.settings.steps:
+            log.info("these are all steps of the run; to go on, raise train.steps")
+        changes = compatible.changes(state.get("config"), self.config)
+        if changes and self.accelerator.is_main_process:
+            log.warning("settings are not as they were; the run goes on with the new ones:\n  %s", "\n  ".join(changes))
 
     def _check(self, path: Path, state: Mapping[str, Any]) -> None:
         """Raise unless this run can go on from a checkpoint's state."""
         compatible.check_weights(path, state["weights"], self.parameters)
+        if (done := state["position"]["step"]) > self.settings.steps:
+            raise ValueError(
+                f"{path}: train.steps: {self.settings.steps} is less than the {done} steps that are done; use more, or "
+                "resume from an earlier checkpoint"
+            )
         compatible.check_setting(path, "seed", state["position"]["seed"], self.seed)
         averages = ["no average" if part is None else "an average" for part in (state["ema"], self.ema)]
         compatible.check_setting(path, "train.ema", *averages)

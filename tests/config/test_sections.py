@@ -98,3 +98,18 @@ def test_a_check_is_quick_and_imports_no_model_library(real):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
     assert time.perf_counter() - start < 30  # 1.2 s on an idle machine; CI machines are busy
+
+
+STREAM = (
+    "data.more={_target_: hcpdiff.data.StreamDataset, source: {_target_: hcpdiff.data.TarStream, shards: a.tar}, "
+    "bucket: {_target_: hcpdiff.data.RatioGridBucket, area: 4096}, batch_size: 4}"
+)
+
+
+def test_a_dataset_may_be_a_stream(real, write):
+    write("a.tar", "")
+    assert check(load("my.yaml", [STREAM])) == []
+    (mistake,) = check(load("my.yaml", [STREAM.replace("batch_size: 4", "batch_size: 4, bufer: 9")]))
+    assert "hcpdiff.data.StreamDataset takes no such argument; did you mean 'buffer'?" in str(mistake)
+    (mistake,) = check(load("my.yaml", ["data.main._target_=hcpdiff.data.TagShuffle"]))[:1]
+    assert "hcpdiff.data.TagShuffle is not a Dataset" in str(mistake)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hcpdiff.data.cache import Table, Team, content_key, fill, filling, table
+from hcpdiff.data.cache import ALONE, Table, Team, content_key, durable, fill, filling, index, table
+from hcpdiff.data.cache import shards as shards_module
 from hcpdiff.data.cache.durable import FolderLock
 from hcpdiff.data.cache.index import INDEX
 from hcpdiff.data.cache.keys import KeyIndex
@@ -117,13 +119,13 @@ def test_keys_are_found_whatever_bytes_they_have() -> None:
     keys = rng.integers(0, 3, (9000, 16), dtype=np.uint8)  # many zeros, also at the end
     keys = np.unique(keys, axis=0)
     rng.shuffle(keys)
-    index = KeyIndex()
+    known = KeyIndex()
     for start in range(0, len(keys), 700):
-        index.append(keys[start : start + 700])
-        assert np.array_equal(index.find(keys[: start + 700]), np.arange(min(start + 700, len(keys))))
-    assert (index.find(np.full((2, 5, 16), 9, dtype=np.uint8)) == -1).all()
-    index.append(keys[:50])
-    assert np.array_equal(index.find(keys[:50]), np.arange(50))  # the first of equal ones
+        known.append(keys[start : start + 700])
+        assert np.array_equal(known.find(keys[: start + 700]), np.arange(min(start + 700, len(keys))))
+    assert (known.find(np.full((2, 5, 16), 9, dtype=np.uint8)) == -1).all()
+    known.append(keys[:50])
+    assert np.array_equal(known.find(keys[:50]), np.arange(50))  # the first of equal ones
 
 
 def test_another_process_reads_what_was_written_and_what_is_added_later(tmp_path: Path) -> None:
@@ -184,22 +186,22 @@ def test_a_bad_index_costs_only_time(damage: str, tmp_path: Path) -> None:
     for number in range(3):
         filled(tmp_path / "a", [number])
     filled(tmp_path / "b", [7])
-    index = tmp_path / "a" / INDEX
-    content = bytearray(index.read_bytes())
+    path = tmp_path / "a" / INDEX
+    content = bytearray(path.read_bytes())
     if damage == "missing":
-        index.unlink()
+        path.unlink()
     elif damage == "cut":
-        index.write_bytes(content[:-40])
+        path.write_bytes(content[:-40])
     elif damage == "flipped":
         place = content.index(key(1))
         content[place] ^= 1
-        index.write_bytes(content)
+        path.write_bytes(content)
     else:
-        index.write_bytes((tmp_path / "b" / INDEX).read_bytes())
+        path.write_bytes((tmp_path / "b" / INDEX).read_bytes())
     again = Table(tmp_path / "a")
     assert [again.row(key(number))["a"][0].item() for number in range(3)] == [0, 1, 2]
     again.flush()
-    assert index.stat().st_size > 500  # written anew
+    assert path.stat().st_size > 500  # written anew
 
 
 def test_the_index_alone_tells_what_a_large_table_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +236,7 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fsync", full)
     made = Table(tmp_path)
     made.add(key("x"), row(1))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}"):
         made.flush()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -330,3 +332,53 @@ def test_machines_that_do_not_share_a_disk_each_fill_their_own(tmp_path: Path) -
     tables, computed = Processes(4, machines=2).run(folders, 8)
     assert [len(part) for part in computed] == [4, 4, 4, 4]
     assert all(all_there(made, 8) for made in tables)
+
+
+def test_a_shard_that_was_cut_off_is_read_again_once_its_rows_are_computed_again(tmp_path: Path) -> None:
+    filled(tmp_path, range(4)).close()
+    (shard,) = shards(tmp_path)
+    os.truncate(shard, shard.stat().st_size - 1)
+    assert all_there(filled(tmp_path, range(4)), 4)  # the same rows make a file of the same name
+    assert all_there(Table(tmp_path), 4)
+
+
+def only_read(*args: object, **options: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_full_cache_in_a_folder_that_may_only_be_read_needs_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, range(4)).close()
+    (tmp_path / INDEX).unlink()
+    monkeypatch.setattr(index, "write_durably", only_read)
+    again = Table(tmp_path)
+    again.flush()
+    assert all_there(again, 4)
+    monkeypatch.setattr(shards_module, "write_durably", only_read)
+    again.add(key(4), row(4))
+    with pytest.raises(PermissionError):
+        again.flush()
+
+
+def test_a_file_system_without_locks_holds_caches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(durable.fcntl, "flock", unknown)
+    assert all_there(filled(tmp_path, range(4)), 4)
+
+
+def test_what_was_computed_before_an_interrupt_is_kept(tmp_path: Path) -> None:
+    made = Table(tmp_path)
+
+    def work(parts: Sequence[list[int]]) -> Iterator[int]:
+        for done, (number,) in enumerate(parts):
+            if done == 3:
+                raise KeyboardInterrupt
+            made.add(key(number), row(number))
+            yield done + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(made, lambda: [[number] for number in range(5)], work, team=ALONE)
+    assert all_there(Table(tmp_path), 3)

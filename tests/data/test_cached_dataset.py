@@ -92,6 +92,17 @@ def test_condition_images_become_latents_if_that_is_asked_for(
     assert images_instead.batch(0, range(4)).inputs["control_image"].shape == (4, 3, 32, 32)
 
 
+def test_encoding_a_condition_image_that_no_image_has_is_an_error(make: Make, images: Path, encode_image) -> None:
+    options = {"cache_latents": "memory", "encoded_inputs": ["controlimage"]}
+    with pytest.raises(
+        ValueError, match=r"data\.main\.encoded_inputs: the images have no 'controlimage'; they have none"
+    ):
+        make(**options).store_latents(encode_image, "vae")
+    with pytest.raises(ValueError, match=r"no 'controlimage'; they have control_image"):
+        make(FolderSource(images, control_images=images), **options).store_latents(encode_image, "vae")
+    assert encode_image.seen == 0
+
+
 def test_two_images_of_one_content_are_computed_once(make: Make, images: Path, encode_image) -> None:
     (images / "copy.png").write_bytes((images / "01.png").read_bytes())
     dataset = make(cache_latents="memory")

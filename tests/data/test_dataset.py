@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import hcpdiff.data
-from hcpdiff.data import Dataset, FixedBucket, FolderSource, RatioBucket, Record, TagShuffle
+from hcpdiff.data import Dataset, FixedBucket, FolderSource, HuggingFaceStream, RatioBucket, Record, TagShuffle
 from hcpdiff.data.seeing.summary import summary_lines
 from hcpdiff.types import Prompt
 
@@ -95,6 +95,15 @@ def test_control_image_and_loss_mask_reach_the_batch(make: Make, images: Path, t
             assert mask.mean().item() == pytest.approx(0.2 if "sub" in key else 1.0)
 
 
+def test_images_with_and_without_a_condition_image_in_one_dataset_are_an_error(make: Make, images: Path) -> None:
+    both = [FolderSource(images, control_images=images), FolderSource(images)]
+    for sources in (both, both[::-1]):
+        with pytest.raises(
+            ValueError, match=r"data\.main\.source: \d/\S+\.png has no control_image, which other images"
+        ):
+            make(sources, batch_size=22).batch(0)
+
+
 def test_broken_images_are_named_replaced_and_listed(make: Make, images: Path) -> None:
     (images / "broken.png").write_bytes(b"no image")
     content = (images / "01.png").read_bytes()
@@ -176,6 +185,12 @@ def test_the_log_says_what_an_epoch_is(make: Make) -> None:
         ({"variants": 2}, "variants: all 2 would be equal"),
         ({"crop": "random", "cache_latents": "disk"}, "cache_latents: crops, flips .* set variants: 4"),
         ({"source": []}, "source: the list is empty"),
+        ({"source": FixedBucket(8)}, "source: FixedBucket is no source; use e.g. hcpdiff.data.FolderSource"),
+        (
+            {"source": [HuggingFaceStream("cats")]},
+            "source: HuggingFaceStream is a stream; use StreamDataset instead of Dataset",
+        ),
+        ({"bucket": [FixedBucket(8), 8]}, "bucket: int is no bucket; use e.g. hcpdiff.data.RatioBucket"),
     ],
 )
 def test_wrong_settings_are_named(make: Make, options: dict, message: str) -> None:

@@ -110,12 +110,15 @@ def test_images_are_read_from_a_folder_by_name(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no column 'texts' in .*did you mean 'text'"):
+    with pytest.raises(ValueError, match=r"^path: no column 'texts' in .*did you mean 'text'"):
         len(HuggingFaceSource(path, caption="texts"))
     with pytest.raises(ValueError, match="column 'label' holds int64, not images"):
         len(HuggingFaceSource(path, image="label"))
-    with pytest.raises(ValueError, match=r"split.*'tset'"):
+    with pytest.raises(ValueError, match=r"^split( or path)?: .*'tset'"):
         len(HuggingFaceSource(path, split="tset"))
+    (path.parent / "notes.txt").write_text("no table", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^path: no format '\.txt' in what can be read\. It has '\.parquet'"):
+        len(HuggingFaceSource(path.parent / "notes.txt"))
     with pytest.raises(FileNotFoundError, match=r"path: no dataset at \./nowhere"):
         len(HuggingFaceSource("./nowhere"))
     with pytest.raises(ValueError, match="repeat: 0"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import time
@@ -172,3 +173,16 @@ def test_what_is_known_of_few_files_is_not_saved(tmp_path: Path) -> None:
         index.fingerprint(str(path))
         index.save()
         assert (tmp_path / "cache").exists() == written
+
+
+def test_in_a_folder_that_may_only_be_read_it_is_not_saved(
+    old_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*args: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("hcpdiff.data.index.write_durably", read_only)
+    index = FileIndex(tmp_path / "cache")
+    assert index.fingerprint(str(old_file)) == hash_file(old_file).hex()
+    index.save()
+    assert not index.path.exists()

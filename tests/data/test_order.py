@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import sys
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hcpdiff.data.numbering import Numbering
 from hcpdiff.data.order import Epochs, plan, uneven
 
 counts = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -155,3 +159,35 @@ def test_datasets_of_other_names_or_seeds_have_other_orders() -> None:
         for s, n, e in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
     ]
     assert all(not np.array_equal(one, other) for one, other in itertools.combinations(orders, 2))
+
+
+class Fractional:
+    """Samples of which every epoch shows others."""
+
+    steady = False
+    numbering = Numbering(np.zeros((500, 1), dtype=np.int64), np.full(500, 0.02), 1, 5)
+
+    def groups(self, epoch: int) -> list[np.ndarray]:
+        return self.numbering.groups(epoch)
+
+    def group_sizes(self, epoch: int) -> np.ndarray:
+        return self.numbering.group_sizes(epoch)
+
+
+def test_threads_that_look_at_epochs_at_once_see_the_same(switching_often: None) -> None:
+    def look(epochs: Epochs) -> list[object]:
+        return [(epochs.locate(batch), epochs[batch // 4].samples.tolist()) for batch in range(800)]
+
+    expected, shared = (Epochs(Fractional(), 4, "keep", seed=0, name="main") for _ in range(2))
+    with ThreadPoolExecutor(3) as pool:
+        seen = list(pool.map(look, [shared] * 3))
+    assert seen == [look(expected)] * 3
+
+
+@pytest.fixture
+def switching_often() -> Iterator[None]:
+    """Threads take turns so often that they meet in the middle of everything."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)

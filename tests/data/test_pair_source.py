@@ -84,7 +84,7 @@ def test_masks_belong_to_a_pair_and_change_its_fingerprint(pairs: dict[str, Path
 def test_wrong_settings_are_named(pairs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="folders: a pair needs two"):
         PairSource({"after": pairs["after"]})
-    with pytest.raises(ValueError, match="no role 'befor' in folders; did you mean 'before'"):
+    with pytest.raises(ValueError, match=r"^image: no role 'befor' in folders; did you mean 'before'"):
         PairSource(pairs, image="befor")
     with pytest.raises(FileNotFoundError, match=r"folders\.before: no folder at .*nope"):
         PairSource({**pairs, "before": tmp_path / "nope"})

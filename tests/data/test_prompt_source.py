@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hcpdiff.data import Dataset, FixedBucket
 from hcpdiff.data.sources.base import Source
 from hcpdiff.data.sources.prompts import PromptSource
+from hcpdiff.train.settings import TrainSettings
 
 
 def test_a_text_file_has_a_prompt_per_line(tmp_path: Path) -> None:
@@ -51,3 +54,10 @@ def test_a_missing_file_and_one_of_another_encoding_are_named(tmp_path: Path) ->
     (tmp_path / "p.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(ValueError, match=r"prompts: .*p\.txt is not UTF-8"):
         PromptSource(tmp_path / "p.txt", size=8)
+
+
+def test_training_on_prompts_alone_is_an_error_before_it_starts() -> None:
+    prompts = Dataset(PromptSource(["a cat"], size=8), FixedBucket(8), batch_size=1)
+    settings = TrainSettings(steps=1, optimizer=torch.optim.SGD)
+    with pytest.raises(ValueError, match=r"data\.words\.source: prompts alone cannot be trained on"):
+        settings.check_datasets({"words": prompts})

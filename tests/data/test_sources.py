@@ -107,6 +107,23 @@ def test_an_image_without_its_control_image_is_an_error_that_names_it(images: Pa
         FolderSource(images, control_images=tmp_path / "control").load(0)
 
 
+def test_images_without_a_condition_image_are_left_out_before_a_run_even_if_an_earlier_run_knew_their_sizes(
+    images: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    everything, _ = scan([FolderSource(images)], "", index=index)
+    (tmp_path / "control").mkdir()
+    for name in everything.key(0), everything.key(2):
+        path = tmp_path / "control" / name
+        path.parent.mkdir(exist_ok=True)
+        Image.open(images / name).save(path)
+    items, bad = scan([FolderSource(images, control_images=tmp_path / "control")], "", index=index)
+    assert [items.key(item) for item in range(len(items))] == [everything.key(0), everything.key(2)]
+    assert len(bad) == len(everything) - 2
+    assert bad[0].key == everything.key(1)
+    assert "no control image" in bad[0].reason
+
+
 def test_mask_scales() -> None:
     grey = Image.fromarray(np.array([[0, 127, 191, 255]], dtype=np.uint8))
     assert mask_weights(grey, "linear")[0].tolist() == pytest.approx([0, 127 / 255, 191 / 255, 1])
@@ -264,12 +281,12 @@ def test_mistakes_with_classes_are_named(animals: Path) -> None:
     with pytest.raises(ValueError, match=r"source\.repeat: 'cta' is no class folder of .*; did you mean 'cat'\?"):
         scan([ClassFolderSource(animals, repeat={"cta": 2})], "data.main.source")
     with pytest.raises(ValueError, match=r"class_captions: 'zebra' is no class folder of .*; there are cat, dog"):
-        ClassFolderSource(animals, class_captions={"zebra": "x"}).captions(0)
+        ClassFolderSource(animals, class_captions={"zebra": "x"}).check()
     with pytest.raises(ValueError, match=r"repeat\.cat: 0 would show no image"):
         ClassFolderSource(animals, repeat={"cat": 0})
     Image.new("RGB", (8, 8)).save(animals / "loose.png")
     with pytest.raises(ValueError, match=r"path: loose\.png lies in no class folder of .*; move it into one"):
-        scan([ClassFolderSource(animals, repeat={"cat": 2})], "")
+        scan([ClassFolderSource(animals, captions={"cat/1": "x"})], "")
 
 
 def test_masks_and_condition_images_of_other_names_are_an_error_and_a_few_that_lack_are_logged(

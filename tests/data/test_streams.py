@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from hcpdiff.data import Dataset, FolderSource, RatioBucket, Streams, TagShuffle
 from hcpdiff.data.streams import Mode, ahead
+from hcpdiff.train.settings import TrainSettings
 from hcpdiff.types import Batch
 
 Make = Callable[..., Dataset]
@@ -94,6 +96,16 @@ def test_a_step_without_a_dataset_is_an_error(make: Make) -> None:
     datasets = {"first": make(to_step=2), "last": make(name="last", from_step=5)}
     with pytest.raises(ValueError, match=r"data: no dataset takes part in step 3; look at from_step and to_step"):
         list(islice(Streams(datasets).draws(), 3))
+
+
+@pytest.mark.parametrize(("steps", "missing"), [(2, None), (3, 3), (9, 3)])
+def test_a_run_with_such_a_step_is_refused_before_it_starts(make: Make, steps: int, missing: int | None) -> None:
+    datasets = {"last": make(name="last", from_step=5), "first": make(to_step=2)}
+    settings = TrainSettings(steps=steps, optimizer=torch.optim.SGD)
+    expected = f"data: no dataset takes part in step {missing} of {steps}; "
+    with nullcontext() if missing is None else pytest.raises(ValueError, match=expected):
+        settings.check_datasets(datasets)
+        settings.check_datasets({"all": make(to_step=steps)})
 
 
 def test_an_epoch_of_the_run_has_shown_every_image(make: Make) -> None:

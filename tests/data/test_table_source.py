@@ -156,8 +156,12 @@ def test_images_may_lie_in_another_folder_or_anywhere_by_absolute_path(folder: P
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_missing_column_names_those_that_exist(folder: Path, suffix: str) -> None:
     source = TableSource(write(folder, suffix, ROWS), caption="captoin")
-    with pytest.raises(ValueError, match=r"no column 'captoin' in table.*did you mean 'caption'.*'image', 'caption'"):
+    with pytest.raises(
+        ValueError, match=r"path: no column 'captoin' in table.*did you mean 'caption'.*'image', 'caption'"
+    ):
         len(source)
+    with pytest.raises(ValueError, match=r"path: no column 'words' in table\.\w+\. It has 'image', 'caption'"):
+        len(TableSource(write(folder, suffix, ROWS), caption="words"))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_missing_files_and_unknown_formats_are_named(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="images: no folder at nowhere"):
         TableSource(write(folder, ".csv", ROWS), images="nowhere")
     with pytest.raises(ValueError, match=r"a\.png is no table that can be read; use one of \.json"):
-        len(TableSource(folder / "a.png"))
+        TableSource(folder / "a.png")
     (folder / "latin.csv").write_bytes("image,caption\na.png,caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.csv is not UTF-8 .*; save it as UTF-8"):
         len(TableSource(folder / "latin.csv"))

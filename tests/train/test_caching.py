@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from hcpdiff.config import load as load_config
@@ -260,3 +261,27 @@ def test_a_controlnet_trains_from_the_cache_and_keeps_the_vae_only_if_it_encodes
     rows = [int(key[0]) for key in batch.keys]
     wanted = plugin._encode((picture[rows] + 1) / 2, family_before)
     torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)  # 8-bit images, encoded in other batches
+
+
+def test_an_entry_is_the_same_whatever_it_was_encoded_with(config: Path, tmp_path: Path) -> None:
+    list(cache_commands.fill(config, [f"data.main.cache_dir={tmp_path / 'whole'}"]))
+    images = [tmp_path / "images" / f"{number}{suffix}" for number in (2, 3, 4) for suffix in (".png", ".txt")]
+    contents = {path: path.read_bytes() for path in images}
+    for path in images:
+        path.unlink()
+    list(cache_commands.fill(config))
+    for path, content in contents.items():
+        path.write_bytes(content)
+    list(cache_commands.fill(config))
+    assert rows(tmp_path / "cache") == rows(tmp_path / "whole")
+    assert len(rows(tmp_path / "cache")) == 10
+
+
+def rows(folder: Path) -> dict[bytes, list[bytes]]:
+    """Every row of a cache by its key, all its bytes."""
+    found = {}
+    for path in folder.rglob("[0-9a-f]*.safetensors"):
+        content = load_file(path)
+        for number, key in enumerate(content.pop("__keys__")):
+            found[key.numpy().tobytes()] = [content[name][number].numpy().tobytes() for name in sorted(content)]
+    return found

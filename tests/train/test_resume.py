@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hcpdiff.data import Dataset
 from hcpdiff.train import checkpoint
 from hcpdiff.train.callbacks import Callback
 from hcpdiff.train.optimizers import Muon
@@ -35,6 +36,18 @@ class Kill(Callback):
 
 
 SCHEDULE = partial(cosine, steps=6, warmup=2)
+
+
+class Fractional(runs.Pictures):
+    """An epoch shows six of ten pictures."""
+
+    repeat = 0.6
+
+
+def fractional() -> Dataset:
+    return Dataset(Fractional(), runs.ratios(), batch_size=2, cache_latents="memory", cache_text="memory")
+
+
 CASES: dict[str, dict[str, Any]] = {
     "accumulation, dropout, random crops, schedule and EMA": {
         "accumulate": 2,
@@ -52,6 +65,14 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": partial(Muon, lr=1e-3, min_side=8),
         "schedule": SCHEDULE,
         "ema": EmaSettings(decay=0.9, warmup=False),
+    },
+    "in turn, with steps of its own, a fractional repeat, all cached": {
+        "accumulate": 2,
+        "data": lambda: {
+            "a": fractional(),
+            "b": runs.pictures(3, from_step=1, to_step=4, cache_latents="memory", cache_text="memory"),
+        },
+        "datasets": "sequential",
     },
     "mixed datasets, bf16, clipping off": {
         "plugins": lambda: {"style": runs.lora(), "text": runs.lora(on="text_encoders.clip_l", lr=None)},

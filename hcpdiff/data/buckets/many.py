@@ -129,3 +129,19 @@ def merge_small(assignment: Assignment, repeats: np.ndarray, batch_size: int) ->
         to[to == smallest] = target
     renumber = np.append(to, -1).astype(np.int32)  # the last is for -1
     return settle(assignment.targets, renumber[assignment.index], assignment.resize, assignment.shrunk)
+
+
+def check_sides(items: Items, assignment: Assignment, max_side: int | None, where: str) -> None:
+    """Raise for sizes that the model cannot place, with an image that gets such a one.
+
+    Args:
+        max_side: the longest side that it can, in pixels; None: any.
+        where: of the bucket, in the config.
+    """
+    for number, size in enumerate(assignment.targets):
+        if max_side is not None and max(size) > max_side:
+            example = items.key(int(np.flatnonzero((assignment.columns == number).any(axis=1))[0]))
+            raise ValueError(
+                f"{where}: {size[0]} x {size[1]}, e.g. for {example}, is longer than the {max_side} pixels that "
+                "the model has positions for; use smaller sizes, or leave such images out"
+            )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +17,8 @@ except ImportError:  # Windows, which lets no one delete a file that is in use
 
 LOCK = ".lock"
 TEMPORARY = ".tmp"  # suffix of files that are being written
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)  # what others filled, and this user only reads
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
 
 
 def write_durably(path: Path, content: bytes, *, sync: bool = True) -> None:
@@ -31,10 +35,23 @@ def write_durably(path: Path, content: bytes, *, sync: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk tells none, and the temporary one tells nobody anything
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if sync:
         sync_folder(path.parent)
+
+
+@contextmanager
+def for_speed_alone() -> Iterator[None]:
+    """Inside, what only makes later runs faster is written; not to a folder that this user may only read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,7 +80,13 @@ class FolderLock:
         while self._file is None and self._open():
             assert fcntl is not None
             assert self._file is not None
-            fcntl.flock(self._file, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_SH)
+            except OSError as error:
+                self.release()
+                if error.errno in _NO_LOCKS:
+                    return
+                raise
             if self._is_there(self._file):
                 os.utime(self.path)
             else:  # the folder was deleted while this waited
@@ -98,7 +121,7 @@ class FolderLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):  # what others filled, and this user only reads
+            if error.errno in _READ_ONLY:
                 return False
             raise
         return True

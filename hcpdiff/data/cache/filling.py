@@ -38,7 +38,11 @@ def fill(
             continue
         left = _Work(work(mine), total, progress)
         while True:
-            left.until(time.monotonic() + _SHIFT)
+            try:
+                left.until(time.monotonic() + _SHIFT)
+            except BaseException:  # an interrupt too: what is done stays done
+                table.flush()
+                raise
             if not left.total:
                 table.flush()
             if not team.most(left.total):

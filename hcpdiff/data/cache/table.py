@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hcpdiff.data.cache.durable import FolderLock, write_durably
+from hcpdiff.data.cache.durable import FolderLock, for_speed_alone, write_durably
 from hcpdiff.data.cache.index import read_index, shard_files, write_index
 from hcpdiff.data.cache.keys import Key, KeyIndex
 from hcpdiff.data.cache.shards import ShardInfo, map_shard, read_info, read_keys, write_shard
@@ -46,7 +46,7 @@ class Table:
         self._shards: list[dict[str, Tensor] | None] = []  # None: not mapped yet
         self._infos: list[ShardInfo] = []  # of each shard, on disk
         self._starts: list[int] = []  # the first row of each shard
-        self._known: set[str] = set()  # names of files that were looked at
+        self._known: set[str] = set()  # names of the shards
         self._indexed = 0  # shards that the index on disk knows
         self._waiting: dict[_Shapes, list[tuple[Key, Row]]] = {}  # rows that are not in a shard yet
         self._waiting_bytes = 0
@@ -76,7 +76,8 @@ class Table:
         while self._waiting:
             self._write(next(iter(self._waiting)))
         if self.folder is not None and self._indexed < len(self._infos):
-            write_index(self.folder, self._infos, self._index.keys)
+            with for_speed_alone():
+                write_index(self.folder, self._infos, self._index.keys)
             self._indexed = len(self._infos)
 
     def find(self, keys: Sequence[Key] | np.ndarray) -> np.ndarray:
@@ -119,7 +120,6 @@ class Table:
         new = {name: nbytes for name, nbytes in shard_files(self.folder).items() if name not in self._known}
         if not new:
             return
-        self._known.update(new)
         indexed = read_index(self.folder) if len(new) > 1 else {}
         found: list[tuple[ShardInfo, np.ndarray]] = []
         for name, nbytes in new.items():
@@ -132,6 +132,7 @@ class Table:
                 found.append((info, read_keys(self.folder / name, info)))
             except (OSError, KeyError, ValueError, TypeError, AttributeError):
                 continue  # not a whole shard of ours, so its rows are not here: they are computed again
+        self._known.update(info.name for info, _ in found)
         if not self._infos and all(name in indexed for name in new):
             self._indexed = len(found)
         self._place([info for info, _ in found], [keys for _, keys in found], [None] * len(found))

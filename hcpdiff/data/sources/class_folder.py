@@ -66,6 +66,12 @@ class ClassFolderSource(FolderSource):
             check_repeat(value, f"repeat.{name}")
         self.class_captions = class_captions
 
+    def check(self) -> None:
+        """As of `FolderSource`; and raise for images that lie in no class folder, and classes that are none."""
+        self._check_classes(self.repeats, "repeat")
+        super().check()
+        _ = self._captions_of_class
+
     @property
     def repeat(self) -> float | np.ndarray:
         """How often an epoch shows each image, (N,) if classes differ."""

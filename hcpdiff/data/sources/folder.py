@@ -39,7 +39,7 @@ class FolderSource:
             path to a .json or .yaml file, or a mapping: {name: caption, list of captions, or list of {text, weight}}. A
             reader such as `FilenameCaptions`, or a function name -> captions.
         control_images: folder of condition images of the same relative path (any suffix); each becomes
-            `inputs["control_image"]`, cut like its image, in [0, 1]. Every image needs one.
+            `inputs["control_image"]`, cut like its image, in [0, 1]. Images without one are left out.
         loss_masks: folder of grey images of the same relative path; an image without one counts fully.
         mask_scale: "linear": black is weight 0, white is 1. "boost": mid-grey is 1 and white is 5
             (0, 25, 50, 75 and 100 % brightness give 0, 0.5, 1, 3 and 5).
@@ -177,6 +177,10 @@ class FolderSource:
             raise ValueError(f"path: {error}") from error
         if not listing.names:
             raise ValueError(f"path: no images in {self.path}; put .png, .jpg, .webp ... files there")
+        for number, name in enumerate(listing.names if self.control_images is not None else ()):
+            if stem(name) not in self._controls:
+                listing.unusable.setdefault(name, self._no_control(name))
+                listing.sizes[number] = -1  # so that no index of an earlier run says that it is usable
         return listing
 
     @cached_property
@@ -194,8 +198,11 @@ class FolderSource:
     def _control(self, name: str) -> str:
         path = self._controls.get(stem(name))
         if path is None:
-            raise ValueError(f"no control image {stem(name)}.* in {self.control_images}")
+            raise ValueError(self._no_control(name))
         return path
+
+    def _no_control(self, name: str) -> str:
+        return f"no control image {stem(name)}.* in {self.control_images}"
 
 
 class _Paths(Sequence[str]):

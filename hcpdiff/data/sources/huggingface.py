@@ -147,7 +147,7 @@ class HuggingFaceSource:
     @cached_property
     def _dataset(self) -> Any:
         dataset = load(self.path, self.split, self.name, self.revision, streaming=False)
-        require(self.columns.all, dataset.column_names, "column", self.path)
+        require(self.columns.all, dataset.column_names, "column", self.path, "path")
         return self.columns.undecoded(dataset)
 
     @cached_property
@@ -185,32 +185,34 @@ def load(path: str, split: str, name: str | None, revision: str | None, *, strea
     where = Path(path).expanduser()
     if not where.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or where.suffix in _BUILDERS):
         raise FileNotFoundError(f"path: no dataset at {path}; give a folder, a data file, or a name on the hub")
+    if where.is_file():
+        require([where.suffix.lower()], _BUILDERS, "format", "what can be read", "path")
     try:
         if (where / "state.json").is_file() or (where / "dataset_dict.json").is_file():
-            return _from_disk(datasets, where, split, streaming)
-        if where.is_file():
-            require([where.suffix.lower()], _BUILDERS, "format", "what can be read")
+            saved = datasets.load_from_disk(str(where))
+        elif where.is_file():
             builder, files = _BUILDERS[where.suffix.lower()], {"train": str(where)}
             return datasets.load_dataset(builder, data_files=files, split=split, streaming=streaming)
-        at = str(where) if where.is_dir() else path
-        return datasets.load_dataset(at, name, split=split, revision=revision, streaming=streaming)
+        else:
+            at = str(where) if where.is_dir() else path
+            return datasets.load_dataset(at, name, split=split, revision=revision, streaming=streaming)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"path: {error}") from error
     except ConnectionError as error:
         raise FileNotFoundError(f"path: {path} cannot be reached: {error}") from error
     except ValueError as error:
         raise ValueError(f"split or path: {path}, {split!r}: {error}") from error
+    return _split_of(datasets, saved, path, split, streaming)
 
 
-def _from_disk(datasets: Any, where: Path, split: str, streaming: bool) -> Any:
-    """A dataset that `save_to_disk` wrote: one split, or several by name; a part of a split like "train[:10]" too."""
-    found = datasets.load_from_disk(str(where))
+def _split_of(datasets: Any, found: Any, path: str, split: str, streaming: bool) -> Any:
+    """Of what `save_to_disk` wrote: one split, or several by name; a part of a split like "train[:10]" too."""
     base, bracket, span = split.partition("[")
     if isinstance(found, datasets.DatasetDict):
-        require([base], found, "split", str(where))
+        require([base], found, "split", path, "split")
         found = found[base]
     else:
-        require([base], [str(found.split or "train")], "split", str(where))
+        require([base], [str(found.split or "train")], "split", path, "split")
     if bracket:
         part = datasets.ReadInstruction.from_spec(f"train[{span}")
         (whole,) = part.to_absolute({"train": len(found)})

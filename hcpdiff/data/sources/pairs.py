@@ -58,7 +58,7 @@ class PairSource:
         self.folders = {role: _folder(folder, f"folders.{role}") for role, folder in folders.items()}
         self.loss_masks = None if loss_masks is None else _folder(loss_masks, "loss_masks")
         if image is not None:
-            require([image], self.folders, "role", "folders")
+            require([image], self.folders, "role", "folders", "image")
         self.image = next(iter(self.folders)) if image is None else image
         self.repeat = check_repeat(repeat, "repeat")
         self.recursive = recursive

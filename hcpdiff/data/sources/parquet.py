@@ -22,7 +22,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list
         ValueError: a column is missing.
     """
     file = _open(path)
-    require(columns, file.schema_arrow.names, "column", path.name)
+    require(columns, file.schema_arrow.names, "column", path.name, "path")
     number = 0
     for batch in file.iter_batches(batch_size=4096, columns=list(dict.fromkeys(columns))):
         cells = [batch.column(column).to_pylist() for column in columns]

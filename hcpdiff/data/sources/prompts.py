@@ -18,6 +18,8 @@ from hcpdiff.data.sources.reading import captions_of
 class PromptSource:
     """Prompts only: batches have sizes and prompts, and images of no channels, (B, 0, H, W).
 
+    For programs of your own: `hcpdiff train` needs images, and refuses it.
+
         source: {_target_: hcpdiff.data.PromptSource, prompts: prompts.txt, size: 512}
 
     Args:

@@ -124,7 +124,7 @@ def check_shape(image: Image.Image | None, said: tuple[int, int], who: str) -> N
         )
 
 
-def require(wanted: Iterable[str], known: Iterable[str], what: str, where: str) -> None:
+def require(wanted: Iterable[str], known: Iterable[str], what: str, where: str, key: str) -> None:
     """Stop if a name is not among the known ones.
 
     Args:
@@ -132,6 +132,7 @@ def require(wanted: Iterable[str], known: Iterable[str], what: str, where: str) 
         known: those that are there.
         what: they are called, e.g. "column".
         where: they are, for the message.
+        key: of the config, that the message begins with.
 
     Raises:
         ValueError: one is missing; the message names those that are there, and one that is close.
@@ -140,9 +141,9 @@ def require(wanted: Iterable[str], known: Iterable[str], what: str, where: str) 
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, cutoff=0.6)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
+            guess = f"; did you mean {near[0]!r}?" if near else "."
             shown = ", ".join(map(repr, names[:30])) + (" ..." if len(names) > 30 else "")
-            raise ValueError(f"no {what} {name!r} in {where}{guess} It has {shown or 'none'}")
+            raise ValueError(f"{key}: no {what} {name!r} in {where}{guess} It has {shown or 'none'}")
 
 
 def names_of(option: str | Sequence[str] | None) -> list[str]:

@@ -28,9 +28,8 @@ def read_rows(path: Path, columns: Sequence[str], name_column: str) -> Iterator[
     Raises:
         ValueError: a column is in no row, or a row cannot be read.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"path: {path.name} is no table that can be read; use one of {' '.join(_READERS)}")
+    check_format(path)
+    reader = _READERS[path.suffix.lower()]
     try:
         if reader in (_read_csv, read_parquet):
             yield from reader(path, columns)
@@ -40,6 +39,16 @@ def read_rows(path: Path, columns: Sequence[str], name_column: str) -> Iterator[
         raise ValueError(
             f"path: {path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
+
+
+def check_format(path: Path) -> None:
+    """Stop if the suffix is of no table that can be read.
+
+    Raises:
+        ValueError: naming the suffixes that can be.
+    """
+    if path.suffix.lower() not in _READERS:
+        raise ValueError(f"path: {path.name} is no table that can be read; use one of {' '.join(_READERS)}")
 
 
 def _pick(
@@ -57,7 +66,7 @@ def _pick(
         empty = False
         yield where, [row.get(column) for column in columns]
     if not empty:
-        require(columns, known, "column", path.name)
+        require(columns, known, "column", path.name, "path")
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -67,7 +76,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
         lines = csv.reader(file, delimiter=_delimiter(path, first), strict=True)
         try:
             header = next(lines, [])
-            require(columns, header, "column", path.name)
+            require(columns, header, "column", path.name, "path")
             for column in columns:
                 if header.count(column) > 1:
                     raise ValueError(f"path: {path.name} has {header.count(column)} columns {column!r}; rename one")

@@ -122,9 +122,9 @@ class HuggingFaceStream:
         dataset = load(self.path, self.split, self.name, self.revision, streaming=True)
         if dataset.features is None:  # of some formats they show in the first row only
             for row in islice(dataset, 1):
-                require(self.columns.all, row, "column", self.path)
+                require(self.columns.all, row, "column", self.path, "path")
         else:
-            require(self.columns.all, dataset.features, "column", self.path)
+            require(self.columns.all, dataset.features, "column", self.path, "path")
             dataset = self.columns.undecoded(dataset.select_columns(self.columns.all))
         for number, row in enumerate(dataset.skip(start) if start else dataset, start):
             yield self._item(f"{self.split}/{number:07}", row, dataset.features)

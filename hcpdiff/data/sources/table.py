@@ -29,7 +29,7 @@ from hcpdiff.data.sources.reading import (
     size_of,
     stamps_of,
 )
-from hcpdiff.data.sources.rows import read_rows
+from hcpdiff.data.sources.rows import check_format, read_rows
 
 
 class TableSource:
@@ -83,6 +83,7 @@ class TableSource:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file at {path}; give a table, e.g. a .csv or .jsonl file")
+        check_format(self.path)
         self.images = self.path.parent if images is None else Path(images).expanduser()
         if not self.images.is_dir():
             raise FileNotFoundError(f"images: no folder at {images}; create it or set images")

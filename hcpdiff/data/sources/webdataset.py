@@ -220,7 +220,7 @@ def check_members(found: Sequence[Samples], layout: Layout) -> None:
     seen = sorted(set().union(*(samples.seen for samples in found)))
     if not any(len(samples.places) for samples in found):
         raise ValueError(f"shards: no sample has an image; the members are {', '.join(seen) or 'none'}; set image")
-    require(layout.roles, seen, "member", "the shards")
+    require(layout.roles, seen, "member", "the shards", "shards")
 
 
 def prefixes(paths: Sequence[Path]) -> list[str]:

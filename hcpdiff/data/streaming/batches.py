@@ -16,7 +16,7 @@ from hcpdiff.data.images.cutting import cut, image_tensor, unit_tensor
 from hcpdiff.data.images.views import View, Views
 from hcpdiff.data.order import Epoch
 from hcpdiff.data.prompts.captioning import Captioning
-from hcpdiff.data.scan import BadFile, attempt
+from hcpdiff.data.scan import BadFile, attempt, located
 from hcpdiff.data.streaming.online import Plan, Row
 from hcpdiff.randomness import derive, python_random
 from hcpdiff.types import Batch, Prompt, Sample
@@ -80,7 +80,9 @@ class StreamBatches:
         good = [sample for sample in samples if sample is not None]
         if len(good) < len(samples):
             return None
-        return collate(good) if weights is None else with_row_weights(collate(good), weights)
+        with located(f"data.{self.plan.name}"):
+            batch = collate(good)
+        return batch if weights is None else with_row_weights(batch, weights)
 
     def _first_that_works(self, planned: _Planned, place: int, bad: list[BadFile]) -> Sample | None:
         for step in range(len(planned.rows)):
