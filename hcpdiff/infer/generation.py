@@ -84,7 +84,8 @@ def _batches(items: list[tuple[Prompt, int]], size: int) -> Iterator[list[tuple[
 def _generate_batch(
     family: ModelFamily, request: Request, part: Sequence[tuple[Prompt, int]], plugins: PluginGroup | None
 ) -> Tensor:
-    n, two_branches = len(part), needs_negative(request.guidance)
+    guidance = guidance_of(request, family)
+    n, two_branches = len(part), needs_negative(guidance)
     device = next(family.denoiser.parameters()).device
     branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
     tensors = {}
@@ -105,7 +106,7 @@ def _generate_batch(
     def predict(latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.to(device).expand(n)
         feed(torch.cat([t, t]) if two_branches else t)
-        pred = guided(family.denoise, latents, t, negative, positive, request.guidance)
+        pred = guided(family.denoise, latents, t, negative, positive, guidance)
         return family.process.split(pred, latents, t)
 
     generators = [torch.Generator().manual_seed(seed) for _, seed in part]
@@ -118,6 +119,11 @@ def _generate_batch(
     latents = sampler(predict, noise, visited, family.process, generators=generators)
     with torch.autocast(device.type, enabled=False):  # the VAE in its own precision: half of it overflows in some
         return family.decode(latents)
+
+
+def guidance_of(request: Request, family: ModelFamily) -> float:
+    """The guidance scale of a request, or of the model where it names none."""
+    return family.default_guidance if request.guidance is None else request.guidance
 
 
 def _control(path: str, size: tuple[int, int]) -> Tensor:

@@ -30,7 +30,7 @@ class Request:
     negative: str = ""  # for prompts that have none of their own
     size: tuple[Annotated[int, Range(ge=8)], Annotated[int, Range(ge=8)]] = (512, 512)  # (height, width)
     steps: Annotated[int, Range(ge=1)] = 28
-    guidance: Annotated[float, Range(ge=0)] = 5.0  # 1 turns the negative prompt off
+    guidance: Annotated[float, Range(ge=0)] | None = None  # the model's own; 1 turns the negative prompt off
     sampler: Sampler | None = None  # hcpdiff.diffusion.samplers.euler
     spacing: Spacing | None = None  # which timesteps are visited; default: the model's own
     seed: Seed = 0

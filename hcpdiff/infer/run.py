@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from hcpdiff.config import build, load, require
-from hcpdiff.infer.generation import Picture, check_size, generate
+from hcpdiff.infer.generation import Picture, check_size, generate, guidance_of
 from hcpdiff.infer.request import InferSettings, Request
 from hcpdiff.infer.save import contact_sheet, save_picture, write_image
 from hcpdiff.models.family import ModelFamily
@@ -67,7 +67,7 @@ def _row(
     for name, strength in strengths.items():
         plugins.set_strength(name, strength)
     used = {name: {"path": settings.adapters[name].path, "strength": value} for name, value in strengths.items()}
-    values = _plain(settings) | {"adapters": used}
+    values = _plain(settings) | {"guidance": guidance_of(settings, family), "adapters": used}
     written: list[Picture] = []
 
     def write(pictures: list[Picture]) -> None:

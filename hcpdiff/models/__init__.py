@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from hcpdiff.models.flux.family import Flux as Flux
     from hcpdiff.models.flux.transformer import FluxConfig as FluxConfig
     from hcpdiff.models.flux.transformer import FluxTransformer as FluxTransformer
+    from hcpdiff.models.pixart import PixArtSigma as PixArtSigma
     from hcpdiff.models.sd import StableDiffusion as StableDiffusion
     from hcpdiff.models.sd3.family import SD3 as SD3
     from hcpdiff.models.sd3.transformer import MMDiT as MMDiT
     from hcpdiff.models.sd3.transformer import MMDiTConfig as MMDiTConfig
     from hcpdiff.models.sdxl import SDXL as SDXL
+    from hcpdiff.models.zimage import ZImage as ZImage
 
 __getattr__, __dir__, __all__ = lazy.exports(
     __name__,
@@ -28,8 +30,10 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "MMDiT": "hcpdiff.models.sd3.transformer:MMDiT",
         "MMDiTConfig": "hcpdiff.models.sd3.transformer:MMDiTConfig",
         "ModelFamily": "hcpdiff.models.family:ModelFamily",
+        "PixArtSigma": "hcpdiff.models.pixart:PixArtSigma",
         "SD3": "hcpdiff.models.sd3.family:SD3",
         "SDXL": "hcpdiff.models.sdxl:SDXL",
         "StableDiffusion": "hcpdiff.models.sd:StableDiffusion",
+        "ZImage": "hcpdiff.models.zimage:ZImage",
     },
 )

@@ -29,6 +29,7 @@ class ModelFamily(nn.Module, ABC):
     """A base model with its text encoders, its VAE and the diffusion process that it was trained for."""
 
     architecture: ClassVar[str | None] = None  # what `hcpdiff.formats` calls it; None: files have no names for it
+    default_guidance: ClassVar[float] = 5.0  # of pictures whose request names none
     denoiser: nn.Module
     text_encoders: nn.ModuleDict
     vae: nn.Module

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from hcpdiff.formats.single_file.opening import is_file
 from hcpdiff.models import weights
 from hcpdiff.models.hub import local_folder
 from hcpdiff.models.text.loading import quiet
 from hcpdiff.randomness import derive
 
-CONFIGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model"]
+CONFIGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
 class Kind(Protocol):
@@ -45,17 +46,26 @@ class ModelFolder:
     """The parts of one model.
 
     Args:
-        path: folder, or owner/name on the hub.
+        path: folder, or owner/name on the hub; or a single file, see `SingleFile`.
         parts: by their path in the family, e.g. "denoiser" and "text_encoders.clip_l".
         pipelines: what diffusers may call it in model_index.json.
         revision: of the repository.
         skip: parts that are not wanted.
         only_configs: download no weights, for skeletons.
+        configs: of a single file: a folder, or owner/name, whose configs and tokenizers are used.
 
     Raises:
         FileNotFoundError: there is no such folder or repository.
         ValueError: it holds another kind of model.
     """
+
+    def __new__(cls, path: str | Path, *args: Any, **kwargs: Any) -> ModelFolder:
+        """Of a single file, the class that reads those."""
+        if cls is not ModelFolder or not is_file(path):
+            return super().__new__(cls)
+        from hcpdiff.models.single_file import SingleFile
+
+        return object.__new__(SingleFile)
 
     def __init__(
         self,
@@ -66,7 +76,10 @@ class ModelFolder:
         revision: str | None = None,
         skip: Collection[str] = (),
         only_configs: bool = False,
+        configs: str | Path | None = None,
     ) -> None:
+        if configs is not None:
+            raise ValueError(f"configs: only a single file takes them from elsewhere; {path} is a folder with its own")
         allow = CONFIGS if only_configs else [*CONFIGS, "*/*.safetensors"]
         unread = [f"{name}/*" for part in skip for name in (parts[part].folder, parts[part].tokenizer) if name]
         self.root = local_folder(path, revision=revision, allow=allow, ignore=["*.fp16*", *unread])

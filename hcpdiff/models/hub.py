@@ -29,7 +29,9 @@ def local_folder(
     if str(path) == f"{PACKAGED}/{packaged.name}" and packaged.is_dir():
         return packaged
     if folder.is_file():
-        raise FileNotFoundError(f"{path} is a file; give the folder of a model in diffusers' layout")
+        raise FileNotFoundError(
+            f"{path} is a file; give the folder of a model in diffusers' layout, or a .safetensors or .ckpt file"
+        )
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
         raise FileNotFoundError(f"no folder at {path}; give a model's folder, or owner/name on the Hugging Face hub")
     from huggingface_hub import snapshot_download

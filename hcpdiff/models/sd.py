@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 from hcpdiff.config.ranges import at_least_1
-from hcpdiff.models import unet
 from hcpdiff.models import vae as autoencoder
-from hcpdiff.models.folder import ModelFolder, Part
+from hcpdiff.models.folder import Part
 from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.unet import UNetFamily
-from hcpdiff.models.weights import as_dtype
+from hcpdiff.models.unet import UNET, UNetFamily
 from hcpdiff.types import Conditioning
 
 
@@ -32,7 +30,7 @@ class StableDiffusion(UNetFamily):
     architecture = "sd"
     pipeline = "StableDiffusionPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
-        "denoiser": Part("unet", unet),
+        "denoiser": Part("unet", UNET),
         "text_encoders.clip": Part("text_encoder", clip, tokenizer="tokenizer"),
         "vae": Part("vae", autoencoder),
     }
@@ -49,6 +47,7 @@ class StableDiffusion(UNetFamily):
         path: str | Path,
         *,
         revision: str | None = None,
+        configs: str | Path | None = None,
         dtype: str | torch.dtype = "float32",
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype = "float32",
@@ -63,8 +62,10 @@ class StableDiffusion(UNetFamily):
         """Read a folder of diffusers' StableDiffusionPipeline, or such a repository of the Hugging Face hub.
 
         Args:
-            path: folder, or owner/name.
+            path: folder, owner/name, or a single .safetensors or .ckpt file.
             revision: of the repository.
+            configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
+                folder beside the file that is named like it.
             text_dtype: None takes `dtype`.
             clip_skip: how many of the last layers of CLIP are left out; anime models often were trained with 1.
             emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
@@ -80,24 +81,17 @@ class StableDiffusion(UNetFamily):
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             ValueError: a setting is wrong, or weights do not fit their config.
         """
-        files = cls._files(path, revision=revision)
-        read = files.reader(from_scratch, seed=seed)
-        main = as_dtype(dtype)
+        files = cls._files(path, revision=revision, configs=configs)
+        parts = cls._read(
+            files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
+        )
         return cls(
-            read("denoiser", main),
-            {"clip": read("text_encoders.clip", as_dtype(text_dtype or dtype))},
-            {"clip": files.tokenizer("text_encoders.clip")},
-            read("vae", as_dtype(vae_dtype)),
-            scheduler=files.scheduler(unet.SCHEDULER),
+            **parts,
             prediction=prediction,
             zero_terminal_snr=zero_terminal_snr,
             clip_skip=clip_skip,
             reading=Reading(emphasis, chunks),
         )
-
-    @classmethod
-    def _files(cls, path: str | Path, *, revision: str | None, only_configs: bool = False) -> ModelFolder:
-        return ModelFolder(path, cls.parts, pipelines=[cls.pipeline], revision=revision, only_configs=only_configs)
 
     @property
     def pipeline_settings(self) -> dict[str, Any]:

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from hcpdiff.config.ranges import at_least_1
-from hcpdiff.models import unet
 from hcpdiff.models import vae as autoencoder
-from hcpdiff.models.folder import ModelFolder, Part
+from hcpdiff.models.folder import Part
 from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.unet import UNetFamily
-from hcpdiff.models.weights import as_dtype
+from hcpdiff.models.unet import UNET, UNetFamily
 from hcpdiff.types import Conditioning, SizeInfo
 
 
@@ -34,7 +32,7 @@ class SDXL(UNetFamily):
     architecture = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
-        "denoiser": Part("unet", unet),
+        "denoiser": Part("unet", UNET),
         "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
         "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
         "vae": Part("vae", autoencoder),
@@ -57,6 +55,7 @@ class SDXL(UNetFamily):
         path: str | Path,
         *,
         revision: str | None = None,
+        configs: str | Path | None = None,
         dtype: str | torch.dtype = "float32",
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype = "float32",
@@ -73,8 +72,10 @@ class SDXL(UNetFamily):
         """Read a folder of diffusers' StableDiffusionXLPipeline, or such a repository of the Hugging Face hub.
 
         Args:
-            path: folder, or owner/name.
+            path: folder, owner/name, or a single .safetensors or .ckpt file.
             revision: of the repository.
+            configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
+                folder beside the file that is named like it.
             text_dtype: None takes `dtype`.
             vae_dtype: the original VAE overflows in float16.
             clip_skip: how many of the last layers of both CLIPs are left out.
@@ -94,27 +95,20 @@ class SDXL(UNetFamily):
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             ValueError: a setting is wrong, or weights do not fit their config.
         """
-        files = cls._files(path, revision=revision)
-        read = files.reader(from_scratch, seed=seed)
-        main, text = as_dtype(dtype), as_dtype(text_dtype or dtype)
+        files = cls._files(path, revision=revision, configs=configs)
+        parts = cls._read(
+            files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
+        )
         if empty_prompt is None:
             empty_prompt = "zeros" if files.index.get("force_zeros_for_empty_prompt", True) else "encode"
         return cls(
-            read("denoiser", main),
-            {name: read(f"text_encoders.{name}", text) for name in files.text_encoders},
-            {name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders},
-            read("vae", as_dtype(vae_dtype)),
-            scheduler=files.scheduler(unet.SCHEDULER),
+            **parts,
             prediction=prediction,
             zero_terminal_snr=zero_terminal_snr,
             clip_skip=clip_skip,
             empty_prompt=empty_prompt,
             reading=Reading(emphasis, chunks, chunk_pooling),
         )
-
-    @classmethod
-    def _files(cls, path: str | Path, *, revision: str | None, only_configs: bool = False) -> ModelFolder:
-        return ModelFolder(path, cls.parts, pipelines=[cls.pipeline], revision=revision, only_configs=only_configs)
 
     @property
     def pipeline_settings(self) -> dict[str, Any]:

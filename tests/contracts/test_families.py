@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.models.flux.family import Flux
+from hcpdiff.models.pixart import PixArtSigma
 from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.models.sdxl import SDXL
+from hcpdiff.models.zimage import ZImage
 from hcpdiff.types import Conditioning, SizeInfo
 from tests.models.tiny import tiny_pipeline
 from tests.models.tiny_flux import tiny_flux_pipeline
+from tests.models.tiny_pixart import tiny_pixart
 from tests.models.tiny_unet import tiny_sd, tiny_sdxl
+from tests.models.tiny_zimage import tiny_zimage
 
 pytest.importorskip("diffusers")
 
@@ -51,6 +55,14 @@ FAMILIES = {
     "FLUX schnell": Row(
         lambda folder: tiny_flux_pipeline("schnell").save_pretrained(folder),
         lambda folder: Flux.from_pretrained(folder, t5_tokens=7),
+    ),
+    "PixArt-Sigma": Row(
+        lambda folder: tiny_pixart().save_pretrained(folder),
+        lambda folder: PixArtSigma.from_pretrained(folder, t5_tokens=9),
+    ),
+    "Z-Image": Row(
+        lambda folder: tiny_zimage().save_pretrained(folder),
+        lambda folder: ZImage.from_pretrained(folder, text_tokens=18),
     ),
 }
 PROMPTS = ["a red star", "blue"]
@@ -166,7 +178,53 @@ def idle_layers(family: ModelFamily) -> set[str]:
         }
     if isinstance(family, SD3):  # the last block's text is attended to but asks nothing itself
         return {f"denoiser.transformer_blocks.{len(family.denoiser.transformer_blocks) - 1}.attn.add_q_proj"}
+    if isinstance(family, ZImage):  # the layer of the language model after the one that is read
+        return {name for name, _ in family.named_modules() if name.startswith("text_encoders.qwen.layers.2.")}
     return set()
+
+
+def test_text_encoders_and_vae_stay_in_eval_mode(family: ModelFamily) -> None:
+    family.train()
+    try:
+        assert family.denoiser.training
+        assert not family.text_encoders.training
+        assert not family.vae.training
+    finally:
+        family.eval()
+
+
+def test_gradients_are_the_same_with_checkpointing(family: ModelFamily) -> None:
+    def gradients() -> list[Tensor]:
+        family.zero_grad()
+        family.denoise(latents(family), torch.tensor([100.0, 700.0]), conditioning).square().sum().backward()
+        return [p.grad for p in family.denoiser.parameters() if p.grad is not None]
+
+    with torch.no_grad():
+        conditioning = condition(family, PROMPTS)
+    plain = gradients()
+    try:
+        for mode in ("all", 2):
+            family.gradient_checkpointing(mode)
+            for again, wanted in zip(gradients(), plain, strict=True):
+                torch.testing.assert_close(again, wanted, rtol=1e-4, atol=1e-5)  # sums in another order
+    finally:
+        family.gradient_checkpointing("none")
+        family.zero_grad()
+
+
+def test_configs_alone_give_skeleton_latents_and_token_counts(row: Row, family: ModelFamily, tmp_path: Path) -> None:
+    kind, folder = type(family), tmp_path / "model"
+    row.write(folder)
+    for weights in folder.rglob("*.safetensors"):
+        if weights.parent.name != "text_encoder_3":  # of a T5, the weights tell whether it is only a placeholder
+            weights.unlink()
+    assert kind.latent_spec(folder) == family.latent
+    assert kind.skeleton("denoiser", folder).state_dict().keys() == family.denoiser.state_dict().keys()
+    counts = kind.token_counts(["", "ab", "abcd"], folder)
+    assert counts.keys() == set(family.text_encoders)
+    for counted, limit in counts.values():
+        assert counted == sorted(set(counted))
+        assert limit >= 7
 
 
 @torch.no_grad()

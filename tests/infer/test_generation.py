@@ -84,6 +84,19 @@ def test_prompt_negative_seed_guidance_steps_and_spacing_all_matter(family: SD3)
     assert not noticed(family, batch_size=1)
 
 
+def test_a_request_without_guidance_takes_the_models_own(family: SD3, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert family.default_guidance == 5
+    assert (
+        pixels(generate(family, request(guidance=None)))[0].tolist()
+        == pixels(generate(family, request(guidance=5.0)))[0].tolist()
+    )
+    monkeypatch.setattr(SD3, "default_guidance", 1.0)
+    assert (
+        pixels(generate(family, request(guidance=None)))[0].tolist()
+        == pixels(generate(family, request(guidance=1.0, negative="dark")))[0].tolist()
+    )
+
+
 def test_guidance_1_runs_one_branch_and_needs_no_negative(family: SD3, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     original = family.denoise

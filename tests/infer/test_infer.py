@@ -83,6 +83,12 @@ def test_no_picture_is_overwritten(config: Path, tmp_path: Path) -> None:
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".png"] * 5  # and the sheet
 
 
+def test_a_file_says_the_guidance_that_the_model_chose(config: Path) -> None:
+    picture, *_ = hcpdiff.infer(config, ["infer.guidance=null"])
+    assert picture.path
+    assert read_settings(picture.path)["guidance"] == 5
+
+
 def test_adapters_at_several_strengths_make_a_row_each(config: Path, model: Path) -> None:
     adapter = f"infer.adapters={{style: {{path: {model / 'style.safetensors'}, strength: [0, 0.5, 1]}}}}"
     pictures = hcpdiff.infer(config, [adapter])

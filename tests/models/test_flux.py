@@ -218,7 +218,7 @@ def test_the_scale_that_dev_is_told_changes_its_picture(folders: dict[str, Path]
 @pytest.mark.parametrize(("shape", "tokens"), [("dev", 512), ("schnell", 256)])
 def test_how_many_tokens_the_t5_gives_follows_the_model(folders: dict[str, Path], shape: str, tokens: int) -> None:
     folder = folders[shape]
-    assert Flux.from_pretrained(folder).text_settings == f"t5_tokens={tokens}"
+    assert Flux.from_pretrained(folder).text_settings.startswith(f"t5_tokens={tokens} emphasis=none")
     assert Flux.token_counts(["ab", "abcd"], folder) == {"clip_l": ([4, 6], 12), "t5": ([4, 6], tokens)}
     assert Flux.token_counts(["ab"], path=folder, t5_tokens=9)["t5"] == ([4], 9)
 
@@ -267,3 +267,30 @@ print([name for name in ("transformers", "diffusers", "peft", "accelerate") if n
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@torch.no_grad()
+def test_a_request_that_names_no_guidance_runs_one_branch(folders: dict[str, Path]) -> None:
+    family, rows = Flux.from_pretrained(folders["dev"], t5_tokens=7), []
+    handle = family.denoiser.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    generate(family, Request(prompts=["a"], size=(16, 16), steps=2))
+    handle.remove()
+    assert rows == [1, 1]
+
+
+@torch.no_grad()
+def test_weights_act_on_the_tokens_and_chunks_on_the_pooled_vector(folders: dict[str, Path]) -> None:
+    plain, webui, long = (
+        Flux.from_pretrained(folders["dev"], t5_tokens=9, **reading)
+        for reading in ({}, {"emphasis": "webui"}, {"chunks": 2})
+    )
+    marked, unmarked = webui.encode_prompt(["a (b:1.5)"]), plain.encode_prompt(["a b"])
+    assert difference(marked.tokens, unmarked.tokens) > 0.01
+    assert torch.equal(marked.pooled, unmarked.pooled)
+    assert torch.equal(webui.encode_prompt(["a b"]).tokens, unmarked.tokens)
+    text = "abcdefg hijk lmnop"
+    assert difference(long.encode_prompt([text]).pooled, plain.encode_prompt([text]).pooled) > 0.01
+    short = long.encode_prompt(["a b"]).pooled
+    assert difference(short, unmarked.pooled) < 1e-5  # a batch of two chunks sums in another order
+    with pytest.raises(ValueError, match="chunks: 'auto' depends on the batch"):
+        Flux.from_pretrained(folders["dev"], chunks="auto").train()

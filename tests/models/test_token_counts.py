@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hcpdiff.config import load
 from hcpdiff.config.selectors import token_counter
+from hcpdiff.formats import single_file
 from hcpdiff.models import SD3
 from tests.models.tiny import tiny_pipeline
 
@@ -23,6 +26,16 @@ def test_tokens_are_counted_as_the_encoders_read_them_without_weights(tmp_path: 
         assert lengths == sorted(lengths)
         assert lengths[0] <= 2  # what marks the ends
         assert lengths[1] < limit < lengths[2]
+
+
+def test_a_single_file_takes_configs_and_tokenizers_from_a_folder(tmp_path: Path) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "model.safetensors"
+    tiny_pipeline(t5=False).save_pretrained(folder)
+    single_file.save(SD3.from_pretrained(folder), file)
+    assert SD3.token_counts(TEXTS, file, configs=folder) == SD3.token_counts(TEXTS, folder)
+    assert SD3.latent_spec(file, configs=folder) == SD3.latent_spec(folder)
+    with pytest.raises(ValueError, match="configs: only a single file takes them from elsewhere"):
+        SD3.token_counts(TEXTS, folder, configs=folder)
 
 
 def test_a_config_without_such_a_model_has_no_counter(tmp_path: Path) -> None:

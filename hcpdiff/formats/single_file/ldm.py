@@ -78,11 +78,11 @@ def _unet_key(key: str, shapes: Shapes, first: dict[str, dict[int, int]]) -> str
     if layer in _SINGLE:
         return f"{_SINGLE[layer]}.{parameter}"
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)", key)
-    if found is None:
+    layer, _, parameter = found[5].rpartition(".") if found else ("", "", "")
+    if found is None or (found[3] == "resnets" and layer not in _RESNET):
         raise ValueError(f"{key}: the original code of Stable Diffusion has no such layer in its UNet")
     side, kind, i, rest = found[1], found[3], int(found[4]), found[5]
     if kind == "resnets":
-        layer, _, parameter = rest.rpartition(".")
         rest = f"{_RESNET[layer]}.{parameter}"
     if side is None:
         return f"middle_block.{1 if kind == 'attentions' else 2 * i}.{rest}"

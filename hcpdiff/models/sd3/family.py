@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hcpdiff.config.ranges import at_least_1
 from hcpdiff.diffusion import timesteps
 from hcpdiff.diffusion.process import FlowMatching
 from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec
-from hcpdiff.models.folder import ModelFolder, Part, write
+from hcpdiff.models.folder import ModelFolder, Part
 from hcpdiff.models.pretrained import PretrainedFamily
 from hcpdiff.models.sd3.transformer import MMDiT
 from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text import clip
 from hcpdiff.models.text import t5 as t5_encoder
-from hcpdiff.models.text.chunks import Tokens, lengths, tokenize, tokenize_whole
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.weights import as_dtype
 from hcpdiff.types import Conditioning
 
-PIPELINE = "StableDiffusion3Pipeline"
 T5 = "text_encoders.t5"
-PARTS = {
-    "denoiser": Part("transformer", MMDiT),
-    "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-    "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
-    T5: Part("text_encoder_3", t5_encoder, tokenizer="tokenizer_3"),
-    "vae": Part("vae", autoencoder),
-}
 CLIPS = ("clip_l", "clip_g")
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
@@ -44,43 +33,38 @@ SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timest
 class SD3(PretrainedFamily):
     """SD3 medium, SD3.5 medium and SD3.5 large (arXiv:2403.03206).
 
-    Text encoders and VAE stay in eval mode, so that a caption has one conditioning; whether they learn is the caller's.
-
     Args:
-        text_encoders: "clip_l", "clip_g" and perhaps "t5"; `tokenizers` by the same names.
+        args: those of `PretrainedFamily`: denoiser, text encoders ("clip_l", "clip_g", perhaps "t5"), tokenizers, VAE.
         t5_tokens: how many tokens the T5 gives. Without a T5 the model is shown as many zeros.
         compact_t5: give those zeros as one token that counts for all: the same result, and faster.
         scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
-        reading: how prompts are read; chunks are those of CLIP, the T5 reads its tokens at once.
+        reading: chunks are those of CLIP, the T5 reads its tokens at once.
     """
 
     architecture = "sd3"
+    pipeline = "StableDiffusion3Pipeline"
+    parts: ClassVar[Mapping[str, Part]] = {
+        "denoiser": Part("transformer", MMDiT),
+        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
+        "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
+        T5: Part("text_encoder_3", t5_encoder, tokenizer="tokenizer_3"),
+        "vae": Part("vae", autoencoder),
+    }
+    empty = ("image_encoder", "feature_extractor")
+    stock_scheduler = SCHEDULER
     denoiser: MMDiT
+    t5_tokens: int
 
     def __init__(
         self,
-        denoiser: MMDiT,
-        text_encoders: Mapping[str, nn.Module],
-        tokenizers: Mapping[str, Any],
-        vae: Any,
-        *,
+        *args: Any,
         t5_tokens: int = 256,
         compact_t5: bool = True,
         scheduler: Mapping[str, Any] = SCHEDULER,
-        reading: Reading = Reading(),  # noqa: B008 (it is frozen)
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        if t5_tokens < 1:
-            raise ValueError(f"t5_tokens: {t5_tokens} is no number of tokens; use 1 or more, usually 256")
-        self.denoiser = denoiser  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.vae = vae
-        self.text_encoders = nn.ModuleDict(dict(text_encoders))
-        self.tokenizers = dict(tokenizers)
-        self.reading = reading
-        self.t5_tokens, self.compact_t5, self.scheduler = t5_tokens, compact_t5, dict(scheduler)
-        self.process = FlowMatching()
-        self.latent = self._latent_spec(denoiser, vae)
-        self.eval()
+        super().__init__(*args, process=FlowMatching(), scheduler=scheduler, t5_tokens=t5_tokens, **kwargs)
+        self.compact_t5 = compact_t5
 
     @classmethod
     def from_pretrained(
@@ -88,6 +72,7 @@ class SD3(PretrainedFamily):
         path: str | Path,
         *,
         revision: str | None = None,
+        configs: str | Path | None = None,
         dtype: str | torch.dtype = "float32",
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype = "float32",
@@ -103,8 +88,10 @@ class SD3(PretrainedFamily):
         """Read a folder of diffusers' StableDiffusion3Pipeline, or such a repository of the Hugging Face hub.
 
         Args:
-            path: folder, or owner/name.
+            path: folder, owner/name, or a single .safetensors or .ckpt file.
             revision: of the repository.
+            configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
+                folder beside the file that is named like it.
             text_dtype: None takes `dtype`.
             t5: read the T5 if the model has one. False saves most of the memory and costs fidelity to long prompts.
             emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
@@ -119,62 +106,32 @@ class SD3(PretrainedFamily):
             FileNotFoundError: there is no such folder or repository, or a file is missing.
             ValueError: a setting is wrong, or weights do not fit their config.
         """
-        files = cls._files(path, revision=revision, t5=t5)
-        read = files.reader(from_scratch, seed=seed)
-        main, text = as_dtype(dtype), as_dtype(text_dtype or dtype)
+        files = cls._files(path, revision=revision, configs=configs, t5=t5)
+        parts = cls._read(
+            files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
+        )
         return cls(
-            read("denoiser", main),
-            {name: read(f"text_encoders.{name}", text) for name in files.text_encoders},
-            {name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders},
-            read("vae", as_dtype(vae_dtype)),
+            **parts,
             t5_tokens=t5_tokens,
             compact_t5=compact_t5,
-            scheduler=files.scheduler(SCHEDULER),
             reading=Reading(emphasis, chunks, chunk_pooling),
         )
 
     @classmethod
-    def _files(cls, path: str | Path, *, revision: str | None, t5: bool, only_configs: bool = False) -> ModelFolder:
-        skip = () if t5 else (T5,)
-        files = ModelFolder(path, PARTS, pipelines=[PIPELINE], revision=revision, skip=skip, only_configs=only_configs)
+    def _files(cls, path: str | Path, *, skip: Collection[str] = (), t5: bool = True, **options: Any) -> ModelFolder:
+        files = super()._files(path, skip=skip if t5 else (*skip, T5), **options)
         if t5 and (not files.folder(T5).is_dir() or t5_encoder.is_silent(files.folder(T5))):
             del files.parts[T5]
         return files
 
-    @classmethod
-    def token_counts(cls, texts: Sequence[str], /, *args: Any, **kwargs: Any) -> dict[str, tuple[list[int], int]]:
-        """How long texts are for each text encoder, read from the tokenizers alone.
-
-        Args:
-            texts: any number of them; the other arguments are those of `from_pretrained`.
-
-        Returns:
-            {encoder: (tokens of each text, those that mark its ends included; how many of them the encoder reads)}
-        """
-        bound = inspect.signature(cls.from_pretrained).bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        reading = Reading(given["emphasis"], given["chunks"], given["chunk_pooling"])
-        files, found = cls._configs(*args, **kwargs), {}
-        for name in files.text_encoders:
-            tokenizer = files.tokenizer(f"text_encoders.{name}")
-            limit = given["t5_tokens"] if name == "t5" else reading.limit(tokenizer.model_max_length)
-            found[name] = lengths(tokenizer, texts, reading), limit
-        return found
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a complete folder that `from_pretrained` and stock StableDiffusion3Pipeline.from_pretrained read.
-
-        The stock pipeline insists on a T5, so a silent one stands in for a missing one.
-        """
-        models = {name: (self.text_encoders[name], self.tokenizers[name]) for name in self.text_encoders}
-        if "t5" not in models:
-            models["t5"] = t5_encoder.silent(self.denoiser.config.joint_attention_dim)
-        parts: dict[str, Any] = {"transformer": self.denoiser, "vae": self.vae, "scheduler": self.scheduler}
-        for name, (encoder, tokenizer) in models.items():
-            part = PARTS[f"text_encoders.{name}"]
-            parts |= {part.folder: encoder, str(part.tokenizer): tokenizer}
-        write(Path(folder), PIPELINE, parts, empty=("image_encoder", "feature_extractor"))
+    def _written(self) -> dict[str, Any]:
+        """The stock pipeline insists on a T5, so a silent one stands in for a missing one."""
+        models = super()._written()
+        if "t5" not in self.text_encoders:
+            part = self.parts[T5]
+            width = self.denoiser.config.joint_attention_dim
+            models[part.folder], models[str(part.tokenizer)] = t5_encoder.silent(width)
+        return models
 
     @property
     def spacing(self) -> Callable[..., Tensor]:
@@ -204,10 +161,6 @@ class SD3(PretrainedFamily):
         mask = F.pad(tokens.new_ones(tokens.shape[:2], dtype=torch.float32), (0, 1), value=self.t5_tokens)
         return Conditioning(F.pad(tokens, (0, 0, 0, 1)), mask, pooled)
 
-    def latent_distribution(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, scaled for the denoiser; see `encode_image` for a sample."""
-        return autoencoder.latent_distribution(self.vae, images)
-
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted flow, noise - latents, in the dtype of `noisy_latents`."""
         dtype, tokens, pooled = self.denoiser.dtype, conditioning.tokens, conditioning.pooled
@@ -216,31 +169,9 @@ class SD3(PretrainedFamily):
         flow = self.denoiser(noisy_latents.to(dtype), timesteps, tokens.to(dtype), pooled.to(dtype), conditioning.mask)
         return flow.to(noisy_latents.dtype)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return autoencoder.decode(self.vae, latents)
-
     def gradient_checkpointing(self, mode: Literal["none", "all", "mlp"] | int) -> None:
         """See `MMDiT.gradient_checkpointing`."""
         self.denoiser.gradient_checkpointing(mode)
-
-    def train(self, mode: bool = True) -> SD3:
-        if mode:
-            self.reading.check_training()
-        super().train(mode)
-        self.text_encoders.eval()
-        self.vae.eval()
-        return self
-
-    def _tokens(self, prompts: Sequence[str]) -> dict[str, Tokens]:
-        """What each text encoder reads."""
-        length = self.tokenizers["clip_l"].model_max_length
-        tokens = tokenize({name: (self.tokenizers[name], length) for name in CLIPS}, prompts, self.reading)
-        if "t5" in self.text_encoders:
-            tokens["t5"] = tokenize_whole(self.tokenizers["t5"], prompts, self.t5_tokens, self.reading)
-        encoders: dict[str, Any] = dict(self.text_encoders.items())
-        return {
-            name: tokens[name].to(encoder.get_input_embeddings().weight.device) for name, encoder in encoders.items()
-        }
 
     @staticmethod
     def _latent_spec(denoiser: Any, vae: Any) -> LatentSpec:
