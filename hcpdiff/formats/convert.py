@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 from hcpdiff.formats import diffusers, kohya, peft, reading
 from hcpdiff.formats.lora_files import write_tensors
 from hcpdiff.formats.names import architecture
