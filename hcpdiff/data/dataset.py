@@ -113,18 +113,7 @@ class Dataset:
             raise ValueError("encoded_inputs: they go with the cached latents; set cache_latents, or leave them out")
         self.captioning = Captioning(caption_transforms, template, word_names, prompt_dropout)
         self.sources: list[Source] = list(source) if isinstance(source, Sequence) else [source]
-        if not self.sources:
-            raise ValueError("source: the list is empty; give at least one source")
-        if isinstance(bucket, Sequence) and not bucket:
-            raise ValueError("bucket: the list is empty; give at least one bucket")
-        for given in self.sources:
-            if isinstance(given, StreamSource):
-                raise ValueError(f"source: {type(given).__name__} is a stream; use StreamDataset instead of Dataset")
-            if not isinstance(given, Source):
-                raise ValueError(f"source: {type(given).__name__} is no source; use e.g. hcpdiff.data.FolderSource")
-        for one in bucket if isinstance(bucket, Sequence) else [bucket]:
-            if not isinstance(one, Bucket):
-                raise ValueError(f"bucket: {type(one).__name__} is no bucket; use e.g. hcpdiff.data.RatioBucket")
+        _check_kinds(self.sources, list(bucket) if isinstance(bucket, Sequence) else [bucket])
         self.bucket = bucket
         self.batch_size = batch_size
         self.loss_weight = loss_weight
@@ -333,6 +322,21 @@ class Dataset:
     def __getstate__(self) -> dict[str, Any]:
         """Without caches and log: worker processes only decode."""
         return self.__dict__ | {"latents": None, "text": None, "_index": None, "_log": _silent}
+
+
+def _check_kinds(sources: Sequence[object], buckets: Sequence[object]) -> None:
+    """Raise unless these are sources and buckets, and at least one of each."""
+    for key, given, kind, example in (
+        ("source", sources, Source, "FolderSource"),
+        ("bucket", buckets, Bucket, "RatioBucket"),
+    ):
+        if not given:
+            raise ValueError(f"{key}: the list is empty; give at least one {key}")
+        for one in given:
+            if isinstance(one, StreamSource):
+                raise ValueError(f"{key}: {type(one).__name__} is a stream; use StreamDataset instead of Dataset")
+            if not isinstance(one, kind):
+                raise ValueError(f"{key}: {type(one).__name__} is no {key}; use e.g. hcpdiff.data.{example}")
 
 
 def _check_choice(key: str, value: object, known: Sequence[object]) -> None:

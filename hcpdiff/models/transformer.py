@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -37,7 +38,7 @@ class TransformerConfig:
         return cls(**values)
 
 
-class Transformer(nn.Module):
+class Transformer(nn.Module, ABC):
     """Blocks that run one after another, made from a `config_class` and called `diffusers_class` by diffusers."""
 
     config_class: ClassVar[Any]
@@ -48,9 +49,9 @@ class Transformer(nn.Module):
         self.config = config
 
     @property
+    @abstractmethod
     def blocks(self) -> list[Any]:
         """All blocks, in the order in which they run."""
-        raise NotImplementedError
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: torch.dtype | None = None) -> Self:

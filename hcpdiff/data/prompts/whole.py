@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,11 +30,12 @@ class CaptionDropout:
         return [text] if self.p == 0 or not text else [""] if self.p == 1 else [text, ""]
 
 
-class _Certain:
+class _Certain(ABC):
     """A transform without chance."""
 
+    @abstractmethod
     def changed(self, text: str) -> str:
-        raise NotImplementedError
+        """The text that it makes of this one."""
 
     def __call__(self, text: str, rng: random.Random) -> str:
         return self.changed(text)
