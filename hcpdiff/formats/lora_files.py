@@ -68,6 +68,17 @@ class Update:
         update = plain.up.float().flatten(1) @ plain.down.float().flatten(1)
         return (self.scale * update).view(len(plain.up), *plain.down.shape[1:])
 
+    def applied(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """`weight` with this change, in float32 and the shape of `weight`."""
+        return weight.float() + strength * self.delta().view(weight.shape)
+
+    def applied_bias(self, bias: Tensor | None, strength: float = 1.0) -> Tensor | None:
+        """The same for the layer's bias; None where it has none and gets none."""
+        if self.bias is None:
+            return None if bias is None else bias.float()
+        change = strength * self.scale * self.bias.float()
+        return change if bias is None else bias.float() + change
+
 
 Updates = Mapping[str, Update]
 

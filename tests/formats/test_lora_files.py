@@ -87,3 +87,16 @@ def test_tuckers_three_matrices_become_two() -> None:
 def test_modules_without_a_pair_are_an_error() -> None:
     with pytest.raises(ValueError, match="1 modules have no pair of matrices: lora_unet_a"):
         grouped({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)}, "file")
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(D)])
+def test_an_update_is_applied_to_a_weight_and_a_bias_with_a_strength(bias: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    change = Update(torch.randn(2, D, generator=generator), torch.randn(D, 2, generator=generator), 1.0, bias=bias)
+    weight = torch.randn(D, D, 1, 1, generator=generator)
+    assert close(change.applied(weight, 0.5), weight + 0.5 * change.delta()[:, :, None, None])
+    before = torch.zeros(D)
+    after = change.applied_bias(before, 0.5)
+    assert after is not None
+    assert close(after, before if bias is None else 0.25 * bias)
+    assert change.applied_bias(None) is None or bias is not None
