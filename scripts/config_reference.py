@@ -54,7 +54,7 @@ ABOUT = {
     "infer": "Which pictures to make: [`infer`](#infer).",
 }
 LIKE = {"TarStream": "WebDatasetSource", "HuggingFaceStream": "HuggingFaceSource"}  # whose docstring says the rest
-FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage")
+FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage", "QwenImage")
 GIVEN = {"generator", "generators", "callback"}  # arguments that hcpdiff gives by name
 LINKS = {
     "EmaSettings": "[group](#trainema)",
@@ -170,6 +170,7 @@ def pages() -> Iterator[str]:
     more = [f"`{name}`" for name in names(InferSettings) if name not in names(Request)]
     yield f"Requests in `train.preview.requests` have the same keys but for {' and '.join(more)}."
     yield keys("infer.adapters.<name>", Adapter, "###")
+    yield listed("Combining predictions", "infer.combine", guidance, "pred_negative")
     yield listed("Samplers", "infer.sampler", samplers, "predict")
     yield listed("Spacings", "infer.spacing", timesteps, "num_steps")
 

@@ -30,6 +30,7 @@ TINY = {  # {page of a family: what makes a small model of it}
     "flux": ("tiny_flux", "tiny_flux_pipeline"),
     "pixart": ("tiny_pixart", "tiny_pixart"),
     "zimage": ("tiny_zimage", "tiny_zimage"),
+    "qwen_image": ("tiny_qwen", "tiny_qwen_image"),
 }
 OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
 

@@ -8,14 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from hcpdiff.config.ranges import Range
 from hcpdiff.types import Conditioning
 
 Denoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 Scale = float | Tensor | Callable[[Tensor], Tensor]
+Combine = Callable[[Tensor, Tensor, Any], Tensor]  # (pred_negative, pred_positive, scale) -> prediction
+
+
+def extrapolated(pred_negative: Tensor, pred_positive: Tensor, scale: float | Tensor) -> Tensor:
+    """pred_negative + scale * (pred_positive - pred_negative): classifier-free guidance as most models have it."""
+    return pred_negative + scale * (pred_positive - pred_negative)
+
+
+def norm_kept(
+    pred_negative: Tensor, pred_positive: Tensor, scale: float | Tensor, *, patch: Annotated[int, Range(ge=1)] = 2
+) -> Tensor:
+    """The same, then each patch as long as that of the positive prediction, as Qwen-Image is sampled.
+
+    Guidance then changes where the prediction points and not how far, so that strong scales do not burn the colours.
+
+    Args:
+        patch: the side of a patch in latent cells.
+    """
+    pred = extrapolated(pred_negative, pred_positive, scale)
+    wanted, found = (F.avg_pool2d(p.float().square().sum(1, keepdim=True), patch).sqrt() for p in (pred_positive, pred))
+    ratio = wanted / found.clamp_min(torch.finfo(found.dtype).tiny)
+    return pred * ratio.repeat_interleave(patch, -2).repeat_interleave(patch, -1).to(pred.dtype)
 
 
 def guided(
@@ -25,8 +50,9 @@ def guided(
     negative: Conditioning | None,
     positive: Conditioning,
     scale: Scale,
+    combine: Combine = extrapolated,
 ) -> Tensor:
-    """negative + scale * (positive - negative), from one call on a batch of 2B whose negative rows come first.
+    """The predictions for both prompts combined, from one call on a batch of 2B whose negative rows come first.
 
     Args:
         denoise: (noisy_latents, timesteps, conditioning) -> prediction, e.g. `family.denoise`.
@@ -34,6 +60,7 @@ def guided(
         timesteps: (B,).
         negative: None runs the positive branch alone, which is enough for a constant scale of 1.
         scale: a number, one number per row (B,), or a function of the timesteps such as `linear`.
+        combine: how two predictions become one.
 
     Raises:
         ValueError: `negative` is None and the scale needs it.
@@ -48,7 +75,7 @@ def guided(
     factor = scale(timesteps) if callable(scale) else scale
     if isinstance(factor, Tensor):
         factor = factor.to(both).view(-1, *[1] * (both.ndim - 1))
-    return pred_negative + factor * (pred_positive - pred_negative)
+    return combine(pred_negative, pred_positive, factor)
 
 
 def needs_negative(scale: Scale) -> bool:

@@ -99,17 +99,24 @@ def resolution_shifted(
     base_shift: float = 0.5,
     max_shift: float = 1.15,
     pixels_per_token: Annotated[int, Range(ge=1)] = 16,
+    last: Annotated[float, Range(gt=0, lt=1)] | None = None,
 ) -> Tensor:
     """FLUX's dynamic shift: exp(mu), where mu grows from `base_shift` at 256 tokens to `max_shift` at 4096.
 
     Args:
         pixels_per_token: side of the square of pixels that is one token of the transformer.
+        last: all are stretched until the last of several steps starts at this sigma; Qwen-Image has 0.02.
     """
     if pixels_per_token < 1:
         raise ValueError(f"pixels_per_token: {pixels_per_token} is no number of pixels; use 1 or more")
+    if last is not None and not 0 < last < 1:
+        raise ValueError(f"last: {last} is no sigma to end at; use one between 0 and 1")
     tokens = size[0] * size[1] / pixels_per_token**2
     mu = base_shift + (max_shift - base_shift) * (tokens - 256) / (4096 - 256)
-    return _visited(shifted(_steps(1.0, 1 / _checked(num_steps), num_steps), math.exp(mu)), process)
+    sigmas = shifted(_steps(1.0, 1 / _checked(num_steps), num_steps), math.exp(mu))
+    if last is not None and num_steps > 1:
+        sigmas = 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1])
+    return _visited(sigmas, process)
 
 
 def ddpm(

@@ -86,6 +86,8 @@ def _generate_batch(
 ) -> Tensor:
     guidance = guidance_of(request, family)
     n, two_branches = len(part), needs_negative(guidance)
+    if request.combine is not None and not two_branches:
+        raise ValueError("combine: at a guidance of 1 there is one prediction and nothing to combine; leave it out")
     device = next(family.denoiser.parameters()).device
     branches = {"negative": slice(0, n), "positive": slice(n, 2 * n)} if two_branches else {}
     tensors = {}
@@ -106,7 +108,7 @@ def _generate_batch(
     def predict(latents: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.to(device).expand(n)
         feed(torch.cat([t, t]) if two_branches else t)
-        pred = guided(family.denoise, latents, t, negative, positive, guidance)
+        pred = guided(family.denoise, latents, t, negative, positive, guidance, request.combine or family.combine)
         return family.process.split(pred, latents, t)
 
     generators = [torch.Generator().manual_seed(seed) for _, seed in part]

@@ -10,6 +10,7 @@ from typing import Annotated
 from torch import Tensor
 
 from hcpdiff.config.ranges import ExistingPath, Range
+from hcpdiff.diffusion.guidance import Combine
 from hcpdiff.diffusion.process import Process
 from hcpdiff.types import Prompt
 
@@ -31,6 +32,7 @@ class Request:
     size: tuple[Annotated[int, Range(ge=8)], Annotated[int, Range(ge=8)]] = (512, 512)  # (height, width)
     steps: Annotated[int, Range(ge=1)] = 28
     guidance: Annotated[float, Range(ge=0)] | None = None  # the model's own; 1 turns the negative prompt off
+    combine: Combine | None = None  # what guidance makes of the two predictions; default: the model's own
     sampler: Sampler | None = None  # hcpdiff.diffusion.samplers.euler
     spacing: Spacing | None = None  # which timesteps are visited; default: the model's own
     seed: Seed = 0

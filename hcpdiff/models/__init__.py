@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hcpdiff.models.flux.transformer import FluxConfig as FluxConfig
     from hcpdiff.models.flux.transformer import FluxTransformer as FluxTransformer
     from hcpdiff.models.pixart import PixArtSigma as PixArtSigma
+    from hcpdiff.models.qwen_image import QwenImage as QwenImage
     from hcpdiff.models.sd import StableDiffusion as StableDiffusion
     from hcpdiff.models.sd3.family import SD3 as SD3
     from hcpdiff.models.sd3.transformer import MMDiT as MMDiT
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "MMDiTConfig": "hcpdiff.models.sd3.transformer:MMDiTConfig",
         "ModelFamily": "hcpdiff.models.family:ModelFamily",
         "PixArtSigma": "hcpdiff.models.pixart:PixArtSigma",
+        "QwenImage": "hcpdiff.models.qwen_image:QwenImage",
         "SD3": "hcpdiff.models.sd3.family:SD3",
         "SDXL": "hcpdiff.models.sdxl:SDXL",
         "StableDiffusion": "hcpdiff.models.sd:StableDiffusion",

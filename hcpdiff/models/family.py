@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from hcpdiff.diffusion.guidance import Combine, extrapolated
 from hcpdiff.diffusion.process import Process
 from hcpdiff.types import Conditioning, SizeInfo
 
@@ -30,6 +31,7 @@ class ModelFamily(nn.Module, ABC):
 
     architecture: ClassVar[str | None] = None  # what `hcpdiff.formats` calls it; None: files have no names for it
     default_guidance: ClassVar[float] = 5.0  # of pictures whose request names none
+    combine: Combine = staticmethod(extrapolated)  # what guidance makes of the two predictions, likewise
     denoiser: nn.Module
     text_encoders: nn.ModuleDict
     vae: nn.Module

@@ -48,4 +48,5 @@ def flow_spacing(scheduler: Mapping[str, Any], pixels_per_token: int) -> Callabl
         least, most = (settings["base_shift"] + slope * (tokens - low) for tokens in (256, 4096))
     else:
         least = most = math.log(settings["shift"])
-    return partial(timesteps.resolution_shifted, base_shift=least, max_shift=most, pixels_per_token=pixels_per_token)
+    shifts = {"base_shift": least, "max_shift": most, "last": settings.get("shift_terminal") or None}
+    return partial(timesteps.resolution_shifted, pixels_per_token=pixels_per_token, **shifts)

@@ -18,7 +18,7 @@ from hcpdiff.models.folder import ModelFolder, Part
 from hcpdiff.models.pretrained import PretrainedFamily
 from hcpdiff.models.stock import Stock, StockText, checkpoint_blocks
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.text.tokenize import token_ids
+from hcpdiff.models.text.tokenize import ids_and_mask
 from hcpdiff.types import Conditioning
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
@@ -109,10 +109,8 @@ class ZImage(PretrainedFamily):
         """What the last layer but one of the language model says of each token; the mask hides those that fill up."""
         tokenizer, encoder = self.tokenizers["qwen"], self.text_encoders["qwen"]
         device, texts = next(encoder.parameters()).device, self._told(prompts, tokenizer, self.reading)
-        ids = token_ids(tokenizer, texts, self.text_tokens)  # it says what it cuts
-        size = {"padding": "max_length", "truncation": True, "max_length": self.text_tokens}
-        mask = tokenizer(texts, return_tensors="pt", **size).attention_mask.to(device)
-        states = encoder(ids.to(device), attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+        ids, mask = (x.to(device) for x in ids_and_mask(tokenizer, texts, self.text_tokens))
+        states = encoder(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
         return Conditioning(states[-2] * mask[..., None].to(states[-2].dtype), mask.to(torch.float32))
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:

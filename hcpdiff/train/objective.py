@@ -112,7 +112,7 @@ class Objective(nn.Module):
             negative, positive = self._encode(prompts).chunk(2)
         negative, positive = (family.with_size(c, batch.sizes) for c in (negative, positive))
         assert self.guidance is not None
-        return guided(family.denoise, noisy, t, negative, positive, self.guidance)
+        return guided(family.denoise, noisy, t, negative, positive, self.guidance, family.combine)
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         with torch.set_grad_enabled(self.text_trained and torch.is_grad_enabled()):

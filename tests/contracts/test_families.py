@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.models.flux.family import Flux
 from hcpdiff.models.pixart import PixArtSigma
+from hcpdiff.models.qwen_image import QwenImage
 from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.models.sdxl import SDXL
@@ -21,6 +22,7 @@ from hcpdiff.types import Conditioning, SizeInfo
 from tests.models.tiny import tiny_pipeline
 from tests.models.tiny_flux import tiny_flux_pipeline
 from tests.models.tiny_pixart import tiny_pixart
+from tests.models.tiny_qwen import tiny_qwen_image
 from tests.models.tiny_unet import tiny_sd, tiny_sdxl
 from tests.models.tiny_zimage import tiny_zimage
 
@@ -63,6 +65,10 @@ FAMILIES = {
     "Z-Image": Row(
         lambda folder: tiny_zimage().save_pretrained(folder),
         lambda folder: ZImage.from_pretrained(folder, text_tokens=18),
+    ),
+    "Qwen-Image": Row(
+        lambda folder: tiny_qwen_image().save_pretrained(folder),
+        lambda folder: QwenImage.from_pretrained(folder, text_tokens=18),
     ),
 }
 PROMPTS = ["a red star", "blue"]
@@ -180,6 +186,11 @@ def idle_layers(family: ModelFamily) -> set[str]:
         return {f"denoiser.transformer_blocks.{len(family.denoiser.transformer_blocks) - 1}.attn.add_q_proj"}
     if isinstance(family, ZImage):  # the layer of the language model after the one that is read
         return {name for name, _ in family.named_modules() if name.startswith("text_encoders.qwen.layers.2.")}
+    if isinstance(family, QwenImage):  # what reads pictures and guesses words, and the text after the last attention
+        last = f"denoiser.transformer_blocks.{len(family.denoiser.transformer_blocks) - 1}"
+        text = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+        unread = ("text_encoders.qwen.model.visual.", "text_encoders.qwen.lm_head")
+        return {f"{last}.{name}" for name in text} | {n for n, _ in family.named_modules() if n.startswith(unread)}
     return set()
 
 

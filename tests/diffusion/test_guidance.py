@@ -54,6 +54,30 @@ def test_any_other_scale_without_a_negative_is_an_error(scale):
         guidance.guided(Recorder(), LATENTS, T, None, POSITIVE, scale)
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+def test_kept_norms_point_where_guidance_does_and_are_as_long_as_the_positive_prediction(patch):
+    generator = torch.Generator().manual_seed(1)
+    negative, positive = (torch.randn(2, 3, 4, 8, generator=generator) for _ in range(2))
+    plain = guidance.extrapolated(negative, positive, 3.0)
+    kept = guidance.norm_kept(negative, positive, 3.0, patch=patch)
+
+    def norms(pred: Tensor) -> Tensor:
+        cells = pred.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, h, w, patch, patch)
+        return cells.square().sum((1, 4, 5)).sqrt()
+
+    torch.testing.assert_close(norms(kept), norms(positive))
+    factors = (kept / plain).unfold(2, patch, patch).unfold(3, patch, patch)
+    torch.testing.assert_close(factors, factors.amax((1, 4, 5), keepdim=True).expand_as(factors))
+    assert torch.equal(guidance.norm_kept(positive * 0, positive * 0, 3.0, patch=patch), positive * 0), "no 0 / 0"
+
+
+def test_what_becomes_of_both_predictions_can_be_told():
+    pred = guidance.guided(
+        Recorder(), LATENTS, T, NEGATIVE, POSITIVE, 3.0, lambda n, p, scale: n * 100 + p * 10 + scale
+    )
+    assert pred.eq(-100 + 20 + 3).all()
+
+
 @pytest.mark.parametrize(
     ("schedule", "share"),
     [

@@ -89,6 +89,7 @@ ZERO_SNR = DDPM("v_prediction", zero_terminal_snr=True)
         (lambda: ts.flow(0, FlowMatching(), SIZE), "steps"),
         (lambda: ts.resolution_shifted(0, FlowMatching(), SIZE), "steps"),
         (lambda: ts.resolution_shifted(2, FlowMatching(), SIZE, pixels_per_token=0), "pixels_per_token"),
+        (lambda: ts.resolution_shifted(2, FlowMatching(), SIZE, last=1.0), "last"),
         (lambda: ts.ddpm(0, DDPM(), SIZE), "steps"),
         (lambda: ts.ddpm(1001, DDPM(), SIZE), "steps"),
         (lambda: ts.ddpm(10, FlowMatching(), SIZE), "spacing"),
@@ -108,6 +109,7 @@ SPACINGS = {
     "flow": (ts.flow, {}),
     "flow-shifted": (ts.flow, {"shift": 3.0}),
     "resolution_shifted": (ts.resolution_shifted, {}),
+    "resolution_shifted with an end": (ts.resolution_shifted, {"last": 0.02}),
     "karras": (ts.karras, {}),
     "exponential": (ts.exponential, {}),
 }
@@ -154,6 +156,13 @@ def test_resolution_shift_equals_the_flux_pipeline_of_diffusers(size: tuple[int,
     stock.set_timesteps(sigmas=np.linspace(1.0, 1 / 20, 20), mu=calculate_shift(size[0] * size[1] // 256))
     ours = ts.resolution_shifted(20, FlowMatching(), size)
     torch.testing.assert_close(ours, stock.timesteps.double(), atol=2e-4, rtol=0)  # float32, as above
+
+
+def test_stretched_steps_start_where_they_did_and_the_last_where_it_is_told():
+    plain, stretched = (ts.resolution_shifted(7, FlowMatching(), SIZE, last=last) for last in (None, 0.02))
+    assert stretched[[0, -1]].tolist() == pytest.approx([1000, 20])
+    assert ((1000 - stretched) / (1000 - plain))[1:].tolist() == pytest.approx([980 / (1000 - float(plain[-1]))] * 6)
+    assert ts.resolution_shifted(1, FlowMatching(), SIZE, last=0.02).tolist() == [1000]
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])

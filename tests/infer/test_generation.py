@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hcpdiff.diffusion import samplers
+from hcpdiff.diffusion.guidance import norm_kept
 from hcpdiff.infer.generation import Picture, generate
 from hcpdiff.infer.request import Request
 from hcpdiff.models.sd3.family import SD3
@@ -77,11 +78,22 @@ def test_prompt_negative_seed_guidance_steps_and_spacing_all_matter(family: SD3)
         {"seed": 6},
         {"guidance": 4.0},
         {"steps": 4},
+        {"combine": norm_kept},
         {"spacing": lambda n, process, size: torch.linspace(1000, 100, n, dtype=torch.float64)},
     ]
     for change in changes:
         assert noticed(family, **change), change
     assert not noticed(family, batch_size=1)
+
+
+def test_two_predictions_are_combined_as_the_request_says_or_else_the_model(
+    family: SD3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = pixels(generate(family, request(combine=norm_kept)))
+    with pytest.raises(ValueError, match=r"^combine: at a guidance of 1 there is one prediction"):
+        generate(family, request(combine=norm_kept, guidance=1))
+    monkeypatch.setattr(SD3, "combine", staticmethod(norm_kept))
+    assert pixels(generate(family, request()))[0].tolist() == told[0].tolist()
 
 
 def test_a_request_without_guidance_takes_the_models_own(family: SD3, monkeypatch: pytest.MonkeyPatch) -> None:

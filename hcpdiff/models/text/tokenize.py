@@ -18,12 +18,17 @@ _AT_ONCE = 1000  # texts
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> Tensor:
     """(B, length) ids, padded or cut; a prompt that is cut is logged, the first time it is seen."""
-    texts = list(prompts)
-    encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return ids_and_mask(tokenizer, prompts, length)[0]
+
+
+def ids_and_mask(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """`token_ids`, and (B, length) with 0 where they only fill up, which they do at the end."""
+    texts, size = list(prompts), {"padding": "max_length", "max_length": length, "truncation": True}
+    encoded = tokenizer(texts, return_tensors="pt", padding_side="right", **size)
     for text, full in zip(texts, encoded.attention_mask[:, -1].tolist(), strict=True):
         if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
             warn_of_cut(text, f"{length} tokens", str(tokenizer.decode(whole[length - 1 : -1])).strip())
-    return encoded.input_ids
+    return encoded.input_ids, encoded.attention_mask
 
 
 def token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
