@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 CONFIG = "hcpdiff.config"  # its key in the header
+_NO_FACTS = (CONFIG, "hcpdiff.plugin")  # long, and shown as a config
 _LARGEST = 100 * 2**20  # bytes of a header; safetensors' own limit
 
 
@@ -31,6 +32,13 @@ def header(path: Path) -> dict[str, str]:
         return {str(key): str(value) for key, value in json.loads(text).get("__metadata__", {}).items()}
     except (ValueError, AttributeError) as error:
         raise ConfigError([Mistake("", "this is no safetensors file", Origin(path))]) from error
+
+
+def facts(path: Path) -> list[str]:
+    """What the header of a file that a run wrote says of the run, a line each; nothing of a YAML file."""
+    said = header(path) if path.suffix == SUFFIX else {}
+    own = {key: value for key, value in said.items() if key.startswith(("hcpdiff.", "modelspec."))}
+    return [f"{key}: {value}" for key, value in sorted(own.items()) if key not in _NO_FACTS]
 
 
 def compose(path: Path, shipped: Path, overrides: Sequence[str]) -> tuple[DictConfig, dict[Key, Origin]]:

@@ -65,6 +65,21 @@ def test_a_lora_says_for_whom_from_what_and_how_it_was_made(config: Path, tmp_pa
     assert len(said["hcpdiff.base_hash"]) == 32
 
 
+def test_show_tells_of_the_run_and_its_config(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hcpdiff.train(config)
+    path = tmp_path / "run" / "style.safetensors"
+    capsys.readouterr()
+    assert main(["show", "--cfg", str(path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "# hcpdiff.base_model: hcpdiff/tiny-sd3" in shown
+    assert "# modelspec.trigger_phrase: sks, a cat" in shown
+    assert not any(line.startswith("# hcpdiff.config") for line in shown)
+    [rank] = [line for line in shown if line.startswith("plugins.style.rank: 2 ")]
+    assert rank.endswith(f"# {path}")
+    assert main(["show", "--cfg", str(config)]) == 0
+    assert not capsys.readouterr().out.startswith("#")
+
+
 def test_the_hash_in_a_file_is_that_of_its_tensors(config: Path, tmp_path: Path) -> None:
     hcpdiff.train(config)
     path = tmp_path / "run" / "style.safetensors"
