@@ -44,6 +44,7 @@ after the table; any class or function of the same kind works, your own too.
 """
 ABOUT = {
     "name": "Of the run. `exp_dir` uses it.",
+    "about": "What the files of a run say of it to people: [`about`](#about).",
     "exp_dir": "Where a run writes everything; default `exps/<name>`.",
     "seed": "Decides every random choice of a run. Default 0.",
     "model": "The base model: [`model`](#model).",
@@ -71,6 +72,10 @@ SAID_HERE = {
     "SD3.compact_t5": "Without a T5, give those zeros as one token that counts for all: the same result, and faster.",
     "PluginSpec.to_layers": "For these kinds: where the values go.",
     "PluginSpec.train": "False attaches the plugin and leaves it as it is.",
+    "About.author": "Your name.",
+    "About.description": "What it makes.",
+    "About.license": "Of the file, e.g. CC-BY-4.0.",
+    "About.tags": "What it is about.",
     "LayerGroup.layers": "Selectors inside that part; `''` is all of it.",
     "TrainSettings.steps": "When the run ends.",
     "TrainSettings.max_grad_norm": "Longer gradients are scaled down to this norm; null: never.",
@@ -142,6 +147,7 @@ def pages() -> Iterator[str]:
     yield target("hcpdiff.plugins.LoRA", LoRA, given=1)
     yield target("hcpdiff.plugins.ControlNet", ControlNet, given=2)
 
+    yield "## about\n\n" + keys("about", settings.About)
     yield "## finetune\n\n" + keys("finetune[i]", settings.LayerGroup)
 
     yield "## train\n\n" + keys("train", settings.TrainSettings)

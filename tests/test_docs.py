@@ -9,14 +9,17 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from safetensors.torch import save_file
 
 from hcpdiff.cli import app
-from hcpdiff.config import Config, check, load
+from hcpdiff.config import Config, check, load, to_yaml
+from hcpdiff.config.stored import CONFIG
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -76,6 +79,12 @@ MODULES = [block for block in blocks("python") if block.text.startswith("# ")]
 COMMANDS = list(commands())
 
 
+@cache
+def of_a_run() -> str:
+    """The config in the files that a run leaves."""
+    return to_yaml(load("lora"), interpolations=True)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with all files that the documents show; the current one."""
@@ -85,7 +94,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(block.text, encoding="utf-8")
     for name in LEFT_BY_RUNS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        save_file({}, tmp_path / name, {CONFIG: of_a_run()})
     (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "my_pictures").symlink_to(ROOT / "examples" / "data" / "striped")

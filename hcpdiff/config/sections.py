@@ -10,6 +10,7 @@ from typing import Any
 # A section is of a type, or of `module:name`; in `{}` several, with names of the user's choice, and in `[]` a list.
 SECTIONS: dict[str, type | str] = {
     "name": str,
+    "about": "hcpdiff.train.settings:About",
     "exp_dir": str,
     "seed": int,
     "model": "hcpdiff.models.family:ModelFamily",

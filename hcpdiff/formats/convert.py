@@ -42,8 +42,8 @@ def convert(path: str | Path, to: str, out: str | Path | None = None, family: st
     if form == "peft":
         peft.write(written, read.updates, arch)
     elif form == "kohya":
-        write_tensors(written, kohya.write(read.updates, arch), header)
+        write_tensors(written, kohya.write(read.updates, arch), header, hashed=True)
     else:
         tensors, more = diffusers.write(read.updates, arch)
-        write_tensors(written, tensors, header | more)
+        write_tensors(written, tensors, header | more, hashed=True)
     return written

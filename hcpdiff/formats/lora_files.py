@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hcpdiff.formats.metadata import data_hash
+
 # How programs call the tensors of one layer.
 SUFFIXES = {
     ".lora_down.weight": "down",
@@ -228,8 +230,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: this is no safetensors file: {error}") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file; it appears only when it is complete."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], *, hashed: bool = False
+) -> None:
+    """Write a safetensors file; it appears only when it is complete.
+
+    Args:
+        hashed: say the hash of its tensors in the header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     own, seen = {}, set()
@@ -240,6 +248,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         seen.add(storage)
     try:
         save_file(own, temporary, dict(header))
+        if hashed:
+            save_file(own, temporary, {**header, **data_hash(temporary)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

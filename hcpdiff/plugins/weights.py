@@ -68,7 +68,7 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
         tensors, more, settings["file"] = packing.pack(updates, arch)
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}
     header |= {**more, "format": "pt", HEADER: _json(settings, f"plugins.{name}")}
-    write_tensors(Path(path), tensors, header)
+    write_tensors(Path(path), tensors, header, hashed=True)
 
 
 def load(path: str | Path, *, family: nn.Module | None = None, trust: Sequence[str] = ()) -> PluginFile:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, is_dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from hcpdiff.formats import contract, metadata
 from hcpdiff.formats.lora_files import Update
 from hcpdiff.formats.names import Architecture
 from hcpdiff.plugins import packing, weights
+from hcpdiff.plugins.controlnet import ControlNet
+from hcpdiff.train import provenance
 
 if TYPE_CHECKING:
     from hcpdiff.train.trainer import Trainer
@@ -21,11 +21,12 @@ log = logging.getLogger("hcpdiff.train")
 
 def export(trainer: Trainer) -> list[Path]:
     """Write every plugin to <name>.safetensors, and the model to model/ if layers of its own were trained."""
-    written = []
+    written, run = [], provenance.of_run(trainer)
     for name in trainer.plugins.specs:
         path = trainer.folder / f"{name}.safetensors"
-        own = {**trainer.metadata, "hcpdiff.step": str(trainer.step)}
-        weights.save(trainer.plugins, name, path, {**_about(trainer, name), **own})
+        weights.save(
+            trainer.plugins, name, path, {**_about(trainer, name), **provenance.of_plugin(trainer, name), **run}
+        )
         written.append(path)
     if trainer.finetune:
         path = trainer.folder / "model"
@@ -39,15 +40,13 @@ def export(trainer: Trainer) -> list[Path]:
 
 
 def _about(trainer: Trainer, name: str) -> dict[str, str]:
-    """What other programs want to know of a LoRA."""
+    """What other programs want to know of a plugin of a kind that they know."""
     arch, updates = _lora(trainer, name)
-    if arch is None or updates is None:
-        return {}
-    config, prediction = trainer.family.denoiser.config, getattr(trainer.family.process, "prediction", None)
-    values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(cast("Any", config))
-    variant = metadata.variant(arch.name, values, str(prediction))
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return metadata.metadata(updates, variant, title=name, date=date, prediction=prediction)
+    if arch is not None and updates is not None:
+        return {**metadata.network(updates), **provenance.of_model(trainer, "lora", name)}
+    if issubclass(trainer.plugins.specs[name].plugin, ControlNet):
+        return provenance.of_model(trainer, "controlnet", name)
+    return {}
 
 
 def _report(trainer: Trainer, name: str, path: Path) -> None:

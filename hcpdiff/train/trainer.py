@@ -27,7 +27,7 @@ from hcpdiff.train.objective import Objective
 from hcpdiff.train.parameters import parameter_groups, trained_parameters
 from hcpdiff.train.precision import make_accelerator
 from hcpdiff.train.schedules import restore, state_of
-from hcpdiff.train.settings import LayerGroup, TrainSettings
+from hcpdiff.train.settings import About, LayerGroup, TrainSettings
 from hcpdiff.train.stopping import StopSignals
 from hcpdiff.types import Batch
 
@@ -44,7 +44,8 @@ class Trainer:
         datasets: by name.
         plugins: attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
-        metadata: for the header of the files that a user takes away.
+        metadata: more for the header of the files that a user takes away.
+        about: what these say to people.
         config: what all of this was made from, as YAML: a resumed run says what has changed in it.
         discard_unused: free the memory of the VAE and the text encoders if the run does not need them, as all that they
             give is cached; `family` is of no further use then. Else they wait on the CPU.
@@ -64,12 +65,13 @@ class Trainer:
         finetune: Sequence[LayerGroup] = (),
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
+        about: About | None = None,
         config: str | None = None,
         discard_unused: bool = False,
     ) -> None:
         self.family, self.datasets, self.settings, self.plugins = family, dict(datasets), settings, plugins
         self.folder, self.finetune, self.seed, self.metadata = folder, list(finetune), seed, dict(metadata or {})
-        self.config = config
+        self.config, self.about, self.started = config, about or About(), time.time()
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
         self.accelerator = make_accelerator(settings.precision)
