@@ -15,7 +15,8 @@ def convert(
         Path | None, typer.Option("--out", help="The file to write; for peft a folder. Default: beside the first.")
     ] = None,
     family: Annotated[
-        str | None, typer.Option("--family", help="sd, sdxl, sd3 or flux, where the file does not tell.")
+        str | None,
+        typer.Option("--family", help="sd, sdxl, sd3, flux, pixart, zimage or qwen_image, if the file does not tell."),
     ] = None,
 ) -> None:
     """Write a LoRA in the form of another program. Layers and strength stay what they are."""

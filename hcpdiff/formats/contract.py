@@ -42,7 +42,7 @@ def check(path: str | Path, updates: Updates, family: str, *, branch: str | None
     """
     file = File(*read_tensors(Path(path)))
     live = {canonical(layer): without_mid(update) for layer, update in updates.items()}
-    return [_result(program, file, live, family, branch) for program in readers.READERS]
+    return [_result(program, file, live, family, branch) for program in readers.READERS[family]]
 
 
 def lines(results: list[Result]) -> str:
@@ -61,7 +61,7 @@ def _result(program: str, file: File, live: Updates, family: str, branch: str | 
     unread: list[str] = []
     error = 0.0
     for layer, update in live.items():
-        change = readers.READERS[program](file, layer, family)
+        change = readers.READERS[family][program](file, layer, family)
         if change is None:
             unread.append(layer)
         else:

@@ -19,7 +19,7 @@ def convert(path: str | Path, to: str, out: str | Path | None = None, family: st
         path: any LoRA file, or a folder of PEFT.
         to: whose form; "comfyui" and "webui" take one that loads there.
         out: the file, for "peft" a folder; None is beside `path`, with the form in its name.
-        family: sd, sdxl, sd3 or flux; None finds out.
+        family: one of `names.ARCHITECTURES`; None finds out.
 
     Returns:
         What was written.

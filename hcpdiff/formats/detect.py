@@ -26,7 +26,15 @@ OTHERS = {  # {what it is: a key}
     "a whole model": r"^(?:model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.)",
 }
 _UNET_CONTEXT = {768: "sd", 1024: "sd", 2048: "sdxl"}
-_DIT_WIDTH = {1536: "sd3", 2432: "sd3", 3072: "flux"}
+_DIT_WIDTH = {1152: "pixart", 1536: "sd3", 2432: "sd3", 3072: "flux"}
+_FLUX_BLOCKS = 19  # with two streams; Qwen-Image, as wide and with layers of the same names, has 60
+_JOINT = r"(?:^|model\.|transformer[._])transformer_blocks"  # in no other block
+_MARKS = {  # {family: what only its layers are called}, the first one counts
+    "flux": r"single_(?:transformer_)?blocks|double_blocks",
+    "zimage": r"(?:noise|context)_refiner|(?:^|[._])layers[._]\d+[._](?:attention|feed_forward|adaLN_modulation)[._]",
+    "qwen_image": r"(?:img|txt)_(?:mlp|mod)[._]|lora_unet_transformer_blocks_",
+    "pixart": rf"{_JOINT}[._]\d+[._]attn1|cross_attn[._](?:q|kv)_linear|adaln_single",
+}
 
 
 def form(keys: Iterable[str], where: str) -> str:
@@ -48,13 +56,17 @@ def form(keys: Iterable[str], where: str) -> str:
 def family(tensors: Mapping[str, Tensor]) -> str | None:
     """One of `names.ARCHITECTURES`, or None where the file could be for several, as with text encoders alone."""
     text = "\n".join(tensors)
-    if re.search(r"single_(?:transformer_)?blocks|double_blocks", text):
-        return "flux"
-    joint = re.search(r"(?:^|model\.|transformer[._])transformer_blocks|add_[qkv]_proj|ff_context", text, re.MULTILINE)
-    if "joint_blocks" in text or (joint and re.search(r"attn2[._]to_[qkv]", text)):
+    for name, pattern in _MARKS.items():
+        if re.search(pattern, text, re.MULTILINE):
+            return name
+    joint = re.search(rf"{_JOINT}|add_[qkv]_proj|ff_context", text, re.MULTILINE)
+    width = _by_width(tensors) if joint else None
+    if "joint_blocks" in text or (joint and width != "pixart" and re.search(r"attn2[._]to_[qkv]", text)):
         return "sd3"
+    if width == "flux" and any(int(n) >= _FLUX_BLOCKS for n in re.findall(r"transformer_blocks[._](\d+)", text)):
+        return "qwen_image"
     if joint:
-        return _by_width(tensors)
+        return width
     unet = re.search(r"(?:down|up|mid)_block|unet", text)
     if re.search(r"(?:input|output)_blocks_\d|middle_block_\d|transformer_blocks[._][1-9]", text):
         return "sdxl"

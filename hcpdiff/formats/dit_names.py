@@ -1,4 +1,4 @@
-"""What the original code of SD3 and FLUX calls their layers. It has one layer where diffusers has q, k and v."""
+"""What the original code of transformers calls their layers. It has one layer where diffusers has q, k and v."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ WORDS = (
     *("transformer_blocks", "single_transformer_blocks", "to_q", "to_k", "to_v", "to_out", "to_add_out"),
     *("add_q_proj", "add_k_proj", "add_v_proj", "ff_context", "norm1_context", "proj_mlp", "proj_out", "norm_out"),
     *("time_text_embed", "timestep_embedder", "text_embedder", "guidance_embedder", "linear_1", "linear_2"),
-    *("context_embedder", "x_embedder", "pos_embed"),
+    *("context_embedder", "x_embedder", "pos_embed", "adaln_single", "caption_projection", "resolution_embedder"),
+    *("aspect_ratio_embedder", "noise_refiner", "context_refiner", "feed_forward", "adaLN_modulation", "t_embedder"),
+    *("cap_embedder", "all_x_embedder", "all_final_layer", "img_in", "txt_in", "img_mod", "txt_mod"),
+    *("img_mlp", "txt_mlp"),
 )
 ROOTS = re.compile(
     r"(?:single_)?transformer_blocks\.\d+\..+|(?:context_embedder|x_embedder|proj_out|norm_out\.linear|pos_embed\.proj)"
     r"|time_text_embed\.(?:timestep|text|guidance)_embedder\.linear_[12]"
+)
+PIXART_ROOTS = re.compile(
+    r"transformer_blocks\.\d+\..+|adaln_single\.(?:linear|emb\.\w+_embedder\.linear_[12])"
+    r"|caption_projection\.linear_[12]|pos_embed\.proj|proj_out"
+)
+ZIMAGE_ROOTS = re.compile(
+    r"(?:layers|noise_refiner|context_refiner)\.\d+\..+|all_(?:x_embedder|final_layer)\.[\d-]+(?:\..+)?"
+    r"|cap_embedder\.1|t_embedder\.mlp\.[02]"
+)
+QWEN_IMAGE_ROOTS = re.compile(
+    r"transformer_blocks\.\d+\..+|img_in|txt_in|proj_out|norm_out\.linear"
+    r"|time_text_embed\.timestep_embedder\.linear_[12]"
 )
 QKV, ADDED = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 
@@ -99,6 +114,38 @@ FLUX: Table = {
         "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
         "final_layer.adaLN_modulation.1": ("norm_out.linear",),
         "final_layer.linear": ("proj_out",),
+    },
+}
+PIXART: Table = {
+    "blocks:transformer_blocks": {
+        "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+        "attn.proj": ("attn1.to_out.0",),
+        "cross_attn.q_linear": ("attn2.to_q",),
+        "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+        "cross_attn.proj": ("attn2.to_out.0",),
+        "mlp.fc1": ("ff.net.0.proj",),
+        "mlp.fc2": ("ff.net.2",),
+    },
+    "": {
+        "x_embedder.proj": ("pos_embed.proj",),
+        "t_embedder.mlp.0": ("adaln_single.emb.timestep_embedder.linear_1",),
+        "t_embedder.mlp.2": ("adaln_single.emb.timestep_embedder.linear_2",),
+        "t_block.1": ("adaln_single.linear",),
+        "y_embedder.y_proj.fc1": ("caption_projection.linear_1",),
+        "y_embedder.y_proj.fc2": ("caption_projection.linear_2",),
+        "final_layer.linear": ("proj_out",),
+    },
+}
+_ZIMAGE_BLOCK = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": ("attention.to_out.0",),
+}
+ZIMAGE: Table = {  # what else it has is called alike
+    **{f"{blocks}:{blocks}": _ZIMAGE_BLOCK for blocks in ("layers", "noise_refiner", "context_refiner")},
+    "": {
+        "x_embedder": ("all_x_embedder.2-1",),
+        "final_layer.linear": ("all_final_layer.2-1.linear",),
+        "final_layer.adaLN_modulation.1": ("all_final_layer.2-1.adaLN_modulation.1",),
     },
 }
 

@@ -1,6 +1,7 @@
 """LoRA as kohya's sd-scripts write it: flattened names, `lora_down`, `lora_up` and an alpha beside each pair.
 
-SD3's and FLUX's layers are those of the original code, where q, k and v are one.
+SD3's and FLUX's layers are those of the original code, where q, k and v are one. Z-Image's and Qwen-Image's are
+those of diffusers, as musubi-tuner writes them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def write(updates: Updates, arch: Architecture) -> dict[str, Tensor]:
     lost += [layer for layer, update in updates.items() if update.bias is not None]
     if lost:
         raise ValueError(f"kohya: {len(lost)} of {len(updates)} layers have no place in such a file: {listing(lost)}")
-    if arch.table is None:
+    if arch.unet:
         modules = with_one_alpha(modules)
     tensors: dict[str, Tensor] = {}
     for name, update in modules.items():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from hcpdiff.formats.lora_files import Updates
 
-# {variant: (ss_base_model_version, modelspec.architecture)}
-VERSIONS = {
+# {variant: (ss_base_model_version, modelspec.architecture)}, None where no other program has a name for it
+VERSIONS: dict[str, tuple[str | None, str | None]] = {
     "sd1": ("sd_v1", "stable-diffusion-v1"),
     "sd2": ("sd_v2", "stable-diffusion-v2-512"),
     "sd2-v": ("sd_v2_v", "stable-diffusion-v2-768-v"),
@@ -22,11 +22,16 @@ VERSIONS = {
     "sd3.5-large": ("5-large", "stable-diffusion-3-5-large"),
     "flux-dev": ("flux1", "flux-1-dev"),
     "flux-schnell": ("flux1", "flux-1-schnell"),
+    "pixart": (None, None),
+    "zimage": ("z_image", "Z-Image"),
+    "qwen_image": ("qwen_image", "Qwen-Image"),
 }
 _IMPLEMENTATION = {
     "sdxl": "https://github.com/Stability-AI/generative-models",
     "flux-dev": "https://github.com/black-forest-labs/flux",
     "flux-schnell": "https://github.com/black-forest-labs/flux",
+    "zimage": "https://github.com/Tongyi-MAI/Z-Image",
+    "qwen_image": "https://github.com/QwenLM/Qwen-Image",
 }
 
 

@@ -17,10 +17,11 @@ from hcpdiff.formats.dit_names import Original, Table
 TEXT_WORDS = (
     *("text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection", "final_layer_norm"),
     *("layer_norm", "layer_norm1", "layer_norm2", "token_embedding", "position_embedding", "wi_0", "wi_1"),
-    *("relative_attention_bias", "final_layer_norm"),
+    *("relative_attention_bias", "final_layer_norm", "language_model", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 TEXT_ROOTS = re.compile(
     r"text_model\.(?:encoder\.layers\.\d+\.|embeddings\.).+|encoder\.block\.\d+\..+|text_projection"
+    r"|(?:model\.language_model\.)?layers\.\d+\..+"
 )
 _LEGACY = {
     "to_q": "q_proj",
@@ -39,8 +40,14 @@ class Architecture:
     kohya: Mapping[str, str]  # {part: prefix in kohya's files}
     form: Literal["kohya", "diffusers"]  # what most programs can load
     more: Mapping[str, str]  # {prefix: part}: what other programs write
-    table: Table | None = None  # of a transformer
-    sgm: bool = False  # whether kohya calls the UNet's layers as the original code does
+    roots: re.Pattern[str] = unet_names.ROOTS  # the denoiser's layers as diffusers calls them
+    table: Table | None = None  # a transformer's layers in the original code, where they differ
+    original: bool = False  # whether kohya calls the denoiser's layers as the original code does
+
+    @property
+    def unet(self) -> bool:
+        """Whether the denoiser is one."""
+        return self.folders["denoiser"] == "unet"
 
     def prefixes(self) -> dict[str, str]:
         """{prefix: part} of all files that are understood, the longest first."""
@@ -71,7 +78,7 @@ ARCHITECTURES = {
         kohya={"denoiser": "lora_unet", "text_encoders.clip_l": "lora_te1", "text_encoders.clip_g": "lora_te2"},
         form="kohya",
         more=_comfyui(clip_l="clip_l", clip_g="clip_g"),
-        sgm=True,
+        original=True,
     ),
     "sd3": Architecture(
         "sd3",
@@ -89,7 +96,9 @@ ARCHITECTURES = {
         },
         form="diffusers",
         more=_comfyui(clip_l="clip_l", clip_g="clip_g", t5xxl="t5"),
+        roots=dit_names.ROOTS,
         table=dit_names.SD3,
+        original=True,
     ),
     "flux": Architecture(
         "flux",
@@ -101,7 +110,35 @@ ARCHITECTURES = {
         kohya={"denoiser": "lora_unet", "text_encoders.clip_l": "lora_te1", "text_encoders.t5": "lora_te3"},
         form="diffusers",
         more={"lora_te2_": "text_encoders.t5", **_comfyui(clip_l="clip_l", t5xxl="t5")},
+        roots=dit_names.ROOTS,
         table=dit_names.FLUX,
+        original=True,
+    ),
+    "pixart": Architecture(
+        "pixart",
+        folders={"denoiser": "transformer", "text_encoders.t5": "text_encoder"},
+        kohya={},
+        form="diffusers",
+        more={"lora_unet_": "denoiser", "unet.base_model.model.": "denoiser"},
+        roots=dit_names.PIXART_ROOTS,
+        table=dit_names.PIXART,
+    ),
+    "zimage": Architecture(
+        "zimage",
+        folders={"denoiser": "transformer", "text_encoders.qwen": "text_encoder"},
+        kohya={"denoiser": "lora_unet"},
+        form="diffusers",
+        more={"text_encoders.qwen3_4b.transformer.model.": "text_encoders.qwen"},
+        roots=dit_names.ZIMAGE_ROOTS,
+        table=dit_names.ZIMAGE,
+    ),
+    "qwen_image": Architecture(
+        "qwen_image",
+        folders={"denoiser": "transformer", "text_encoders.qwen": "text_encoder"},
+        kohya={"denoiser": "lora_unet"},
+        form="diffusers",
+        more={},
+        roots=dit_names.QWEN_IMAGE_ROOTS,
     ),
 }
 
@@ -153,18 +190,17 @@ def to_kohya(arch: Architecture, layer: str) -> tuple[str, Original] | None:
         return None
     part, path = found
     original = Original(path, (path,), (1,))
-    if part == "denoiser" and arch.table is not None:
-        known = dit_names.to_original(arch.table, path)
+    if part == "denoiser" and arch.original:
+        known = dit_names.to_original(arch.table, path) if arch.table else _of_unet(unet_names.to_original(path), path)
         if known is None:
             return None
         original = known
-    elif part == "denoiser" and arch.sgm:
-        name = unet_names.to_original(path)
-        if name is None:
-            return None
-        original = Original(name, (path,), (1,))
     name = f"{arch.kohya[part]}_{original.name.replace('.', '_')}"
     return name, _within(part, original)
+
+
+def _of_unet(name: str | None, path: str) -> Original | None:
+    return None if name is None else Original(name, (path,), (1,))
 
 
 def find(arch: Architecture, module: str) -> Original | None:
@@ -189,14 +225,11 @@ def _find(arch: Architecture, part: str, rest: str, *, dotted: bool) -> Original
         path = re.sub(r"(?<=self_attn\.)(to_\w+)$", lambda m: _LEGACY.get(m[1], m[1]), path)
         path = canonical(f"{part}.{path}").removeprefix(f"{part}.")
         return Original(path, (path,), (1,)) if TEXT_ROOTS.fullmatch(path) else None
-    if arch.table is not None:
-        if known := dit_names.from_original(arch.table, rest):
-            return known
-        words, roots = dit_names.WORDS, dit_names.ROOTS
-    else:
-        if original := unet_names.from_original(rest.replace(".", "_")):
-            return Original(rest, (original,), (1,))
-        words, roots = unet_names.WORDS, unet_names.ROOTS
+    if arch.table is not None and (known := dit_names.from_original(arch.table, rest)):
+        return known
+    if arch.unet and (original := unet_names.from_original(rest.replace(".", "_"))):
+        return Original(rest, (original,), (1,))
+    words = unet_names.WORDS if arch.unet else dit_names.WORDS
     path = rest.replace(".processor.", ".") if dotted else unet_names.unflatten(rest, words)
     path = re.sub(r"(?<=\.)to_out$", "to_out.0", path)
-    return Original(path, (path,), (1,)) if roots.fullmatch(path) else None
+    return Original(path, (path,), (1,)) if arch.roots.fullmatch(path) else None

@@ -25,6 +25,8 @@ _ENCODERS = {
     "flux": {"clip_l": ("lora_te1", "text_encoder"), "t5": ("lora_te3", "text_encoder_2")},
 }
 
+Rows = tuple[int, int, int] | None  # first, last and all shares of a layer that is one of several in a fused one
+
 
 @dataclass(frozen=True)
 class Change:
@@ -51,8 +53,8 @@ class File:
         found = self.tensors.get(f"{name}.alpha")
         return absent if found is None else float(found)
 
-    def change(self, name: str, alpha: float, rows: tuple[int, int, int] | None = None) -> Change | None:
-        """Of a name's pair; `rows` are first, last and all shares of a layer that is one of several in it."""
+    def change(self, name: str, alpha: float, rows: Rows = None) -> Change | None:
+        """Of a name's pair."""
         if name not in self.pairs:
             return None
         down, up = self.pairs[name]
@@ -72,6 +74,8 @@ def comfyui(file: File, layer: str, family: str) -> Change | None:
 
 def kohya(file: File, layer: str, family: str) -> Change | None:
     """Names of its own alone."""
+    if not layer.startswith("denoiser.") and family not in _ENCODERS:
+        return None
     name, rows = _kohya_name(layer, family)
     if name not in file.pairs or not file.kohya:
         return None
@@ -79,9 +83,9 @@ def kohya(file: File, layer: str, family: str) -> Change | None:
 
 
 def diffusers(file: File, layer: str, family: str) -> Change | None:
-    """Names of its own, with the header's alphas; kohya's for all but SD3. It reads no T5."""
+    """Names of its own, with the header's alphas; kohya's for all but SD3. Of text it reads CLIPs alone."""
     part, path = layer.split(".", 1) if layer.startswith("denoiser.") else layer.split(".", 2)[1:]
-    if part == "t5":
+    if part != "denoiser" and not part.startswith("clip"):
         return None
     if file.kohya:
         name, rows = _kohya_name(layer, family)
@@ -100,10 +104,14 @@ def diffusers(file: File, layer: str, family: str) -> Change | None:
     return file.change(name, _header_alpha(file, folder, path, len(file.pairs[name][0])))
 
 
-READERS: dict[str, Callable[[File, str, str], Change | None]] = {
-    "diffusers": diffusers,
-    "ComfyUI": comfyui,
-    "kohya": kohya,
+Reader = Callable[[File, str, str], Change | None]
+_ALL: dict[str, Reader] = {"diffusers": diffusers, "ComfyUI": comfyui, "kohya": kohya}
+_MUSUBI: dict[str, Reader] = {"diffusers": diffusers, "ComfyUI": comfyui, "musubi-tuner": kohya}
+READERS: dict[str, dict[str, Reader]] = {  # {family: the programs of which it is known whether they read its files}
+    **dict.fromkeys(("sd", "sdxl", "sd3", "flux"), _ALL),
+    "pixart": {"ComfyUI": comfyui},
+    "zimage": _MUSUBI,
+    "qwen_image": _MUSUBI,
 }
 
 
@@ -122,7 +130,9 @@ def _most_common_alpha(file: File, default: float) -> float:
     return Counter(own).most_common(1)[0][0] if own else default
 
 
-def _comfyui_names(layer: str, family: str) -> list[tuple[str, tuple[int, int, int] | None]]:
+def _comfyui_names(layer: str, family: str) -> list[tuple[str, Rows]]:
+    if family not in _ENCODERS:
+        return _generic_names(layer, family)
     names = [_kohya_name(layer, family)]
     if not layer.startswith("denoiser."):
         _, encoder, path = layer.split(".", 2)
@@ -136,7 +146,53 @@ def _comfyui_names(layer: str, family: str) -> list[tuple[str, tuple[int, int, i
     return [*names, (f"transformer.{path}", None), (f"lora_transformer_{flat}", None), (f"lycoris_{flat}", None)]
 
 
-def _kohya_name(layer: str, family: str) -> tuple[str, tuple[int, int, int] | None]:
+def _generic_names(layer: str, family: str) -> list[tuple[str, Rows]]:
+    """Any name of the original code, flat or not, and of diffusers' those with the prefixes that the family's have."""
+    if not layer.startswith("denoiser."):
+        return []
+    path = layer.removeprefix("denoiser.")
+    own, rows = _own_name(path, family)
+    names = [f"{prefix}{path}" for prefix in _PREFIXES[family]]
+    names += [] if family == "pixart" else [f"lycoris_{path.replace('.', '_')}"]
+    original = [f"lora_unet_{own.replace('.', '_')}", f"diffusion_model.{own}"]
+    return [*((name, None) for name in names), *((name, rows) for name in original)]
+
+
+_PREFIXES = {
+    "pixart": ("transformer.", "base_model.model.", "unet.base_model.model."),
+    "zimage": ("transformer.", "diffusion_model.", ""),
+    "qwen_image": ("transformer.", "diffusion_model.", ""),
+}
+
+
+def _own_name(path: str, family: str) -> tuple[str, Rows]:
+    """What ComfyUI itself calls a layer of diffusers, and which of its rows that is."""
+    path = path.replace("transformer_blocks.", "blocks.") if family == "pixart" else path
+    for theirs, own, rows in _OWN.get(family, ()):
+        if re.search(theirs, path):
+            return re.sub(theirs, own, path), rows
+    return path, None
+
+
+_OWN: dict[str, list[tuple[str, str, Rows]]] = {
+    "zimage": [
+        *((rf"attention\.to_{name}$", "attention.qkv", (i, i + 1, 3)) for i, name in enumerate("qkv")),
+        (r"attention\.to_out\.0$", "attention.out", None),
+        (r"^all_(\w+)\.2-1", r"\1", None),
+    ],
+    "pixart": [
+        *((rf"attn1\.to_{name}$", "attn.qkv", (i, i + 1, 3)) for i, name in enumerate("qkv")),
+        *((rf"attn2\.to_{name}$", "cross_attn.kv_linear", (i, i + 1, 2)) for i, name in enumerate("kv")),
+        (r"attn2\.to_q$", "cross_attn.q_linear", None),
+        (r"attn1\.to_out\.0$", "attn.proj", None),
+        (r"attn2\.to_out\.0$", "cross_attn.proj", None),
+        (r"ff\.net\.0\.proj$", "mlp.fc1", None),
+        (r"ff\.net\.2$", "mlp.fc2", None),
+    ],
+}
+
+
+def _kohya_name(layer: str, family: str) -> tuple[str, Rows]:
     if not layer.startswith("denoiser."):
         _, encoder, path = layer.split(".", 2)
         return f"{_ENCODERS[family][encoder][0]}_{path.replace('.', '_')}", None
@@ -187,7 +243,7 @@ _SGM_BLOCKS = {
 }
 
 
-def _fused(path: str, family: str) -> tuple[str, tuple[int, int, int] | None]:
+def _fused(path: str, family: str) -> tuple[str, Rows]:
     block, _, rest = path.partition("blocks.")
     number, _, rest = rest.partition(".")
     if block == "single_transformer_":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hcpdiff.formats import detect, diffusers, kohya, original, peft
 from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, read_tensors, split, swapped
-from hcpdiff.formats.names import Architecture, architecture, find
+from hcpdiff.formats.names import ARCHITECTURES, Architecture, architecture, find
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
         form = detect.form(tensors, str(file))
         family = family or _noted(header) or detect.family(tensors)
         if family is None:
-            raise ValueError(f"{file}: it does not tell for which model it is; say it: sd, sdxl, sd3 or flux")
+            raise ValueError(f"{file}: it does not tell for which model it is; say it: {', '.join(ARCHITECTURES)}")
         folder = file.parent.name if file.parent != path and path.is_dir() else None
         updates |= parse(tensors, header, architecture(family), where=str(file), file=file, folder=folder)
     return LoRAFile(form, str(family), updates, header)

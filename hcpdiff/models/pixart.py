@@ -45,6 +45,7 @@ class PixArtSigma(PretrainedFamily):
         scheduler: settings of the stock scheduler: the noise schedule, and which steps are visited.
     """
 
+    architecture = "pixart"
     default_guidance = 4.5
     pipeline = "PixArtSigmaPipeline"
     parts: ClassVar[Mapping[str, Part]] = {

@@ -50,6 +50,7 @@ class QwenImage(PretrainedFamily):
         scheduler: settings of the stock scheduler, which set the default steps of sampling.
     """
 
+    architecture = "qwen_image"
     default_guidance = 4.0
     combine = staticmethod(norm_kept)
     pipeline = "QwenImagePipeline"

@@ -35,6 +35,7 @@ class ZImage(PretrainedFamily):
         scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
     """
 
+    architecture = "zimage"
     default_guidance = 1.0
     pipeline = "ZImagePipeline"
     parts: ClassVar[Mapping[str, Part]] = {

@@ -35,7 +35,7 @@ DIT = {
 
 @cache
 def layers(name: str) -> dict[str, nn.Module]:
-    """{layer: nn.Linear or nn.Conv2d} of "sd", "sdxl", "sd3", "sd3.5" or "flux", with text encoders."""
+    """{layer: nn.Linear or nn.Conv2d} of a model; those with hcpdiff's own denoiser or a UNet have text encoders."""
     with torch.device("meta"):
         parts = _parts(name)
     found = {f"{part}.{path}": m for part, model in parts.items() for path, m in model.named_modules()}
@@ -43,8 +43,21 @@ def layers(name: str) -> dict[str, nn.Module]:
 
 
 def _parts(name: str) -> dict[str, nn.Module]:
-    from diffusers import UNet2DConditionModel
+    from diffusers import (
+        PixArtTransformer2DModel,
+        QwenImageTransformer2DModel,
+        UNet2DConditionModel,
+        ZImageTransformer2DModel,
+    )
 
+    alone = {
+        "pixart": (PixArtTransformer2DModel, {"caption_channels": 4096}),
+        "zimage": (ZImageTransformer2DModel, {}),
+        "qwen_image": (QwenImageTransformer2DModel, {}),
+    }
+    if name in alone:
+        kind, config = alone[name]
+        return {"denoiser": kind(**config)}
     if name == "sd":
         return {"denoiser": UNet2DConditionModel(**SD15), "text_encoders.clip": _clip(768, 12, projected=False)}
     clips = {"text_encoders.clip_l": _clip(768, 12, projected=name != "sdxl" and name != "flux")}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def trained(model: str, rank: int = 2, alpha: float | None = 1.0) -> dict[str, U
 
 
 def attention_and_mlp(updates: dict[str, Update], model: str) -> dict[str, Update]:
-    inside = "_blocks." if model in ("sd3", "sd3.5", "flux") else ".attentions."
+    inside = {"sd": ".attentions.", "sdxl": ".attentions.", "zimage": ""}.get(model, "_blocks.")
     return {k: u for k, u in updates.items() if inside in k or (k.startswith("text") and "encoder.layers" in k)}
 
 
@@ -36,6 +37,9 @@ def attention_and_mlp(updates: dict[str, Update], model: str) -> dict[str, Updat
         ("sdxl", "diffusers, ComfyUI, kohya", None),
         ("sd3.5", "diffusers, ComfyUI", "kohya"),
         ("flux", "diffusers, ComfyUI", "kohya"),
+        ("pixart", "ComfyUI", None),
+        ("zimage", "diffusers, ComfyUI", "musubi-tuner"),
+        ("qwen_image", "diffusers, ComfyUI", "musubi-tuner"),
     ],
 )
 @pytest.mark.parametrize("alpha", [None, 1.0])
@@ -44,7 +48,7 @@ def test_the_usual_form_does_elsewhere_what_it_does_here(
 ) -> None:
     arch = names.architecture(model.split(".")[0])
     updates = attention_and_mlp(trained(model, alpha=alpha), model)
-    assert len(updates) > 15
+    assert len(updates) >= 10
     tensors, header = diffusers.write(updates, arch) if arch.form == "diffusers" else (kohya.write(updates, arch), {})
     write_tensors(tmp_path / "x.safetensors", tensors, header)
     results = contract.check(tmp_path / "x.safetensors", updates, arch.name)
@@ -65,6 +69,31 @@ def test_fused_layers_do_in_the_original_code_what_their_parts_do(
     results = contract.check(tmp_path / "x.safetensors", updates, arch.name)
     assert {result.program for result in results if result.loads} == programs
     assert max(result.error for result in results if result.loads) < 1e-5  # fp32
+
+
+@pytest.mark.parametrize("family", ["zimage", "qwen_image"])
+def test_the_form_of_musubi_tuner_does_there_and_in_diffusers_what_it_does_here(family: str, tmp_path: Path) -> None:
+    updates = trained(family)
+    write_tensors(tmp_path / "x.safetensors", kohya.write(updates, names.architecture(family)), {})
+    loads = {result.program for result in contract.check(tmp_path / "x.safetensors", updates, family) if result.loads}
+    assert loads == {"diffusers", "musubi-tuner"} | ({"ComfyUI"} if family == "qwen_image" else set())
+
+
+@pytest.mark.parametrize("family", ["pixart", "zimage"])
+def test_fused_layers_do_in_comfyui_what_their_parts_do(family: str, tmp_path: Path) -> None:
+    arch = replace(names.architecture(family), original=True, kohya={"denoiser": "lora_unet"})
+    updates = attention_and_mlp(trained(family), family)
+    updates = {layer: update for layer, update in updates.items() if names.to_kohya(arch, layer)}
+    write_tensors(tmp_path / "x.safetensors", kohya.write(updates, arch), {})
+    [result] = [r for r in contract.check(tmp_path / "x.safetensors", updates, family) if r.program == "ComfyUI"]
+    assert result.loads, result
+    assert result.error < 1e-5  # fp32
+
+
+def test_of_a_language_model_no_program_is_known_to_read_a_lora(tmp_path: Path) -> None:
+    updates = {"text_encoders.qwen.layers.0.mlp.up_proj": Update(torch.ones(2, 6), torch.ones(6, 2))}
+    write_tensors(tmp_path / "x.safetensors", *diffusers.write(updates, names.architecture("zimage")))
+    assert "loads in: no other program" in contract.lines(contract.check(tmp_path / "x.safetensors", updates, "zimage"))
 
 
 def test_what_goes_wrong_elsewhere_is_said(tmp_path: Path) -> None:

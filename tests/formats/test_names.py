@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hcpdiff.formats import names
+from hcpdiff.formats import dit_names, names
 from tests.formats import full_size
 
 CONV = r"\.(?:conv1|conv2|conv_shortcut|time_emb_proj)$|samplers\.0\.conv$"
@@ -26,6 +26,8 @@ DIT = r"^denoiser\.(?:single_)?transformer_blocks\."
         ("flux", [DIT], 304),
         ("sd3", [DIT, CLIP, T5], 669),
         ("flux", [DIT, CLIP, T5], 544),
+        ("zimage", [r"^denoiser\.layers\.\d+\.(?:attention|feed_forward)\."], 30 * 7),
+        ("qwen_image", [r"^denoiser\.transformer_blocks\.\d+\.(?:attn|img_mlp|txt_mlp)\."], 60 * 12),
     ],
 )
 def test_kohyas_files_have_as_many_modules_as_the_real_ones(model: str, patterns: list[str], count: int) -> None:
@@ -35,7 +37,7 @@ def test_kohyas_files_have_as_many_modules_as_the_real_ones(model: str, patterns
     assert len(modules) == count
 
 
-@pytest.mark.parametrize("model", ["sd", "sdxl", "sd3", "sd3.5", "flux"])
+@pytest.mark.parametrize("model", ["sd", "sdxl", "sd3", "sd3.5", "flux", "zimage", "qwen_image"])
 def test_every_layer_of_a_model_comes_back_from_both_namings(model: str) -> None:
     arch = names.architecture(model.split(".")[0])
     layers = full_size.layers(model)
@@ -51,6 +53,26 @@ def test_every_layer_of_a_model_comes_back_from_both_namings(model: str) -> None
         assert again is not None, diffusers
         assert again.layers == (names.canonical(layer),)
         assert names.live(again.layers[0], layers.__contains__) == layer
+
+
+@pytest.mark.parametrize(("model", "fused"), [("pixart", 28 * 5), ("zimage", 34 * 3)])
+def test_every_layer_comes_back_from_the_names_of_the_original_code(model: str, fused: int) -> None:
+    arch = names.architecture(model)
+    layers, parts = full_size.layers(model), 0
+    for layer in layers:
+        diffusers = names.to_diffusers(arch, layer)
+        assert diffusers is not None, layer
+        again = names.find(arch, diffusers)
+        assert again is not None, diffusers
+        assert again.layers == (layer,)
+        original = dit_names.to_original(arch.table or {}, layer.removeprefix("denoiser."))
+        name = original.name if original else layer.removeprefix("denoiser.")
+        for module in (f"diffusion_model.{name}", f"lora_unet_{name.replace('.', '_')}"):
+            found = names.find(arch, module)
+            assert found is not None, module
+            assert layer in found.layers
+        parts += bool(original and original.fused)
+    assert parts == fused
 
 
 @pytest.mark.parametrize(
@@ -103,6 +125,7 @@ def test_names_are_kohyas(family: str, layer: str, name: str) -> None:
 
 
 CLIP0 = "text_model.encoder.layers.0"
+T5_LAYER, MLP = "encoder.block.1.layer.0.SelfAttention.q", "layers.3.mlp.up_proj"
 ATTN = "attentions.0.transformer_blocks.0.attn2"
 
 
@@ -133,6 +156,18 @@ ATTN = "attentions.0.transformer_blocks.0.attn2"
             "text_encoders.t5.encoder.block.1.layer.0.SelfAttention.q",
         ),
         ("flux", "transformer_blocks.3.attn.to_q", "denoiser.transformer_blocks.3.attn.to_q"),
+        ("pixart", "unet.base_model.model.transformer_blocks.3.attn2.to_q", "denoiser.transformer_blocks.3.attn2.to_q"),
+        ("pixart", "text_encoder.encoder.block.1.layer.0.SelfAttention.q", f"text_encoders.t5.{T5_LAYER}"),
+        ("zimage", "lycoris_layers_3_adaLN_modulation_0", "denoiser.layers.3.adaLN_modulation.0"),
+        ("zimage", "diffusion_model.layers.3.attention.to_q", "denoiser.layers.3.attention.to_q"),
+        ("zimage", "text_encoders.qwen3_4b.transformer.model.layers.3.mlp.up_proj", f"text_encoders.qwen.{MLP}"),
+        (
+            "qwen_image",
+            "lora_unet_transformer_blocks_3_img_mlp_net_0_proj",
+            "denoiser.transformer_blocks.3.img_mlp.net.0.proj",
+        ),
+        ("qwen_image", "diffusion_model.norm_out.linear", "denoiser.norm_out.linear"),
+        ("qwen_image", f"text_encoder.model.language_model.{MLP}", f"text_encoders.qwen.model.language_model.{MLP}"),
     ],
 )
 def test_other_programs_names_are_understood(family: str, module: str, layer: str) -> None:

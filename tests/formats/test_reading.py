@@ -17,8 +17,11 @@ LAYERS = {
     "sdxl": [Q.replace("blocks.0", "blocks.1", 1), "text_encoders.clip_g.text_model.encoder.layers.0.mlp.fc1"],
     "sd3": [f"denoiser.transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v", "add_q_proj")],
     "flux": ["denoiser.single_transformer_blocks.0.attn.to_q", "denoiser.single_transformer_blocks.0.proj_mlp"],
+    "pixart": ["denoiser.transformer_blocks.0.attn2.to_q", "denoiser.transformer_blocks.0.attn2.to_k"],
+    "zimage": ["denoiser.noise_refiner.0.attention.to_v", "denoiser.layers.0.feed_forward.w1"],
+    "qwen_image": ["denoiser.transformer_blocks.59.attn.to_q", "denoiser.transformer_blocks.0.attn.to_add_out"],
 }
-WIDTH = {"sd": 768, "sdxl": 2048, "sd3": 1536, "flux": 3072}
+WIDTH = {"sd": 768, "sdxl": 2048, "sd3": 1536, "flux": 3072, "pixart": 1152, "zimage": 3840, "qwen_image": 3072}
 
 
 def lora(family: str, ranks: tuple[int, ...] = (4, 2), alpha: float = 1.0) -> dict[str, Update]:
@@ -36,11 +39,18 @@ def same(a: Mapping[str, Update], b: Mapping[str, Update]) -> bool:
     )  # values to 20
 
 
-@pytest.mark.parametrize("family", list(LAYERS))
-@pytest.mark.parametrize("to", ["kohya", "diffusers", "peft", "comfyui", "webui"])
+FORMS: list[convert.Target] = ["kohya", "diffusers", "peft", "comfyui", "webui"]
+
+
+@pytest.mark.parametrize(
+    ("family", "to"), [(f, to) for f in LAYERS for to in FORMS if f != "pixart" or to not in ("kohya", "webui")]
+)
 def test_every_form_comes_back_with_its_family_and_strength(family: str, to: convert.Target, tmp_path: Path) -> None:
     updates, start = lora(family), tmp_path / "start.safetensors"
-    write_tensors(start, kohya.write(updates, names.architecture(family)), {"modelspec.title": "star"})
+    tensors, header = diffusers.write(updates, names.architecture(family))
+    if family != "pixart":
+        tensors, header = kohya.write(updates, names.architecture(family)), {}
+    write_tensors(start, tensors, header | {"modelspec.title": "star"})
     written = convert.convert(start, to)
     assert written.parent == tmp_path
     back = reading.read(written, None if to != "peft" else family)
@@ -49,6 +59,35 @@ def test_every_form_comes_back_with_its_family_and_strength(family: str, to: con
     assert to == "peft" or back.header["modelspec.title"] == "star"
     zeros = back.updates.keys() - updates.keys()  # what a fused layer has besides
     assert not any(back.updates[layer].delta().any() for layer in zeros)
+
+
+def test_pixart_has_no_form_of_kohyas(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", *diffusers.write(lora("pixart"), names.architecture("pixart")))
+    with pytest.raises(ValueError, match="2 of 2 layers have no place in such a file"):
+        convert.convert(tmp_path / "x.safetensors", "kohya")
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "width"),
+    [
+        ("zimage", "lora_unet_layers_3_attention_qkv", 3840),
+        ("zimage", "diffusion_model.layers.3.feed_forward.w2", 10240),
+        ("zimage", "transformer.context_refiner.0.attention.to_q", 3840),
+        ("qwen_image", "lora_unet_transformer_blocks_3_attn_to_q", 3072),
+        ("qwen_image", "transformer_blocks.3.img_mod.1", 3072),
+        ("qwen_image", "diffusion_model.transformer_blocks.30.attn.to_q", 3072),
+        ("flux", "transformer.transformer_blocks.3.attn.to_q", 3072),
+        ("flux", "diffusion_model.double_blocks.3.img_mod.lin", 3072),
+        ("pixart", "transformer.transformer_blocks.3.attn1.to_v", 1152),
+        ("pixart", "base_model.model.transformer_blocks.3.attn2.to_q", 1152),
+        ("pixart", "diffusion_model.blocks.3.cross_attn.kv_linear", 1152),
+        ("sd3", "transformer.transformer_blocks.3.attn2.to_q", 1536),
+        ("sd", "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 768),
+        ("sdxl", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 640),
+    ],
+)
+def test_the_model_is_told_by_one_key(family: str, key: str, width: int) -> None:
+    assert detect.family({f"{key}.lora_A.weight": torch.zeros(2, width)}) == family
 
 
 def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
@@ -123,7 +162,7 @@ def test_a_file_for_nobody_knows_what_wants_the_family(tmp_path: Path) -> None:
     layer = "text_encoders.clip_l.text_model.encoder.layers.0.mlp.fc1"
     one = {layer: Update(torch.zeros(2, 8), torch.zeros(8, 2))}
     write_tensors(tmp_path / "x.safetensors", kohya.write(one, names.architecture("sdxl")), {})
-    with pytest.raises(ValueError, match="it does not tell for which model it is; say it: sd, sdxl, sd3 or flux"):
+    with pytest.raises(ValueError, match="does not tell for which model it is; say it: sd, sdxl, sd3, flux, pixart, "):
         reading.read(tmp_path / "x.safetensors")
     assert layer in reading.read(tmp_path / "x.safetensors", "sdxl").updates
 
