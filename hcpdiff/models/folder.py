@@ -119,6 +119,9 @@ class ModelFolder:
         file = self.root / "scheduler" / "scheduler_config.json"
         return weights.read_json(file) if file.exists() else dict(default)
 
+    def check_prediction(self) -> None:
+        """Log what is assumed where nothing says what the denoiser predicts."""
+
     def skeleton(self, part: str) -> nn.Module:
         """A part by its path in the family, or "text_encoders" for all of them, on the meta device."""
         if part == "text_encoders":

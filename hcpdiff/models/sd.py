@@ -72,7 +72,8 @@ class StableDiffusion(UNetFamily):
                 "none" takes every sign as text: tags are full of brackets.
             chunks: how many times 75 tokens of a prompt are read; "auto" as many as the longest of a batch needs, for
                 inference alone.
-            prediction: what the UNet predicts; None takes what the folder's scheduler says.
+            prediction: what the UNet predicts; None takes what the folder's scheduler says, and for a single file of
+                Stable Diffusion 2, which does not say it, v_prediction.
             zero_terminal_snr: whether the last timestep is pure noise; None takes what the scheduler says.
             from_scratch: parts that start from random weights; of these only configs need to be there.
             seed: of these random weights.
@@ -82,6 +83,8 @@ class StableDiffusion(UNetFamily):
             ValueError: a setting is wrong, or weights do not fit their config.
         """
         files = cls._files(path, revision=revision, configs=configs)
+        if prediction is None:
+            files.check_prediction()
         parts = cls._read(
             files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from hcpdiff.formats.single_file import Model
 from hcpdiff.models import weights
 from hcpdiff.models.folder import CONFIGS, ModelFolder, Part
 from hcpdiff.models.hub import local_folder
+
+log = logging.getLogger(__name__)
 
 
 class SingleFile(ModelFolder):
@@ -94,13 +96,16 @@ class SingleFile(ModelFolder):
     def scheduler(self, default: Mapping[str, Any]) -> dict[str, Any]:
         if (self.root / "scheduler" / "scheduler_config.json").exists():
             return super().scheduler(default)
-        if self.model.layout.name == "sd2":
-            warnings.warn(
-                f"{self.model.path}: files of Stable Diffusion 2 do not say what the model predicts; taken as "
-                "v_prediction, as 2.1 does; for a base model set prediction: epsilon",
-                stacklevel=2,
-            )
         return {**default, **self.model.scheduler}
+
+    def check_prediction(self) -> None:
+        if self.model.layout.name == "sd2" and not (self.root / "scheduler" / "scheduler_config.json").exists():
+            log.warning(
+                "%s: files of Stable Diffusion 2 do not say what the model predicts; taken as v_prediction, as 2.1 at "
+                "768 pixels does; for a base model of 512 pixels set model.prediction: epsilon, and v_prediction if "
+                "this is right",
+                self.model.path,
+            )
 
     def _advice(self, name: str) -> str:
         beside = self.model.path.with_suffix("")

@@ -302,13 +302,22 @@ def test_marks_of_v_prediction_are_heeded_and_written(made: Callable[[str], Path
     assert settings == {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
-def test_stable_diffusion_2_is_taken_for_v_prediction_with_a_warning(
-    made: Callable[[str], Path], tmp_path: Path
+def test_stable_diffusion_2_is_taken_for_v_prediction_and_the_log_says_so_unless_it_is_told(
+    made: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shutil.copy(made("sd2") / "model.safetensors", tmp_path / "alone.safetensors")
-    files = StableDiffusion._files(tmp_path / "alone.safetensors", revision=None)
-    with pytest.warns(UserWarning, match="for a base model set prediction: epsilon"):
-        assert files.scheduler({"shape": 1}) == {"shape": 1, "prediction_type": "v_prediction"}
+    path = tmp_path / "model.safetensors"
+    shutil.copy(made("sd2") / "model.safetensors", path)
+    shutil.copytree(made("sd2") / "model", tmp_path / "model", ignore=shutil.ignore_patterns("scheduler"))
+    assert StableDiffusion.from_pretrained(path).process.prediction == "v_prediction"
+    assert (
+        f"{path}: files of Stable Diffusion 2 do not say what the model predicts; taken as v_prediction" in caplog.text
+    )
+    assert "set model.prediction: epsilon" in caplog.text
+    caplog.clear()
+    for told in ("epsilon", "v_prediction"):
+        assert StableDiffusion.from_pretrained(path, prediction=told).process.prediction == told
+    StableDiffusion.from_pretrained(made("sd2") / "folder")
+    assert "do not say" not in caplog.text
 
 
 def test_wrong_files_are_named(made: Callable[[str], Path], tmp_path: Path) -> None:
