@@ -32,7 +32,7 @@ def norm_kept(
 ) -> Tensor:
     """The same, then each patch as long as that of the positive prediction, as Qwen-Image is sampled.
 
-    Guidance then changes where the prediction points and not how far, so that strong scales do not burn the colours.
+    Guidance then changes where the prediction points, and not how far.
 
     Args:
         patch: the side of a patch in latent cells.
