@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hcpdiff.cli.options import Cfg, Overrides, Trust
+
 
 def convert(
     path: Annotated[Path, typer.Argument(help="A LoRA file of any program, or a folder of PEFT.")],
@@ -22,3 +24,11 @@ def convert(
     from hcpdiff.formats.convert import convert as write
 
     print(f"wrote {write(path, to, out, family)}")
+
+
+def merge(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
+    """Mix models and add LoRAs to them, as a new model. What to merge is in the config's `merge` section."""
+    from hcpdiff.tools.merge import merge_config
+
+    merged = merge_config(cfg, overrides or (), trust=trust or ())
+    print(f"wrote {merged.path}: {len(merged.changed)} layers are others than in the base")

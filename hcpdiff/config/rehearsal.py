@@ -37,13 +37,13 @@ class _Parameters:
 
 
 def rehearse(tree: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """Note what constructors refuse in a config that has no other mistakes: what was made of data, train and infer.
+    """Note what constructors refuse in a config that has no other mistakes: what was made of those sections.
 
     What takes long to look at, such as every image, is left to `hcpdiff data` and `hcpdiff train`.
     """
     plans = {
         section: reader.read(tree[section], sections.annotation(section), (section,))
-        for section in ("data", "train", "infer")
+        for section in ("data", "train", "infer", "merge")
         if tree.get(section) is not None
     }
     made = {section: _made(plan, reader) for section, plan in plans.items()}

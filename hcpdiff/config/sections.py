@@ -18,6 +18,7 @@ SECTIONS: dict[str, type | str] = {
     "finetune": "[hcpdiff.train.settings:LayerGroup]",
     "train": "hcpdiff.train.settings:TrainSettings",
     "infer": "hcpdiff.infer.request:InferSettings",
+    "merge": "hcpdiff.tools.settings:MergeSettings",
 }
 
 

@@ -112,6 +112,20 @@ def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader
             reader.wrong_text(place, str(error))
 
 
+def check_merge(sections_made: Mapping[str, Any], reader: Reader) -> None:
+    """Note why the files of a merge do not go together; of models only the names and shapes are read.
+
+    Args:
+        sections_made: what was made of `merge`.
+    """
+    if (settings := sections_made.get("merge")) is None:
+        return
+    try:
+        importlib.import_module("hcpdiff.tools.merge").Plan(settings)
+    except (ValueError, OSError) as error:
+        reader.wrong_text(("merge",), str(error))
+
+
 def _skeletons(config: Config, reader: Reader) -> Skeleton | None:
     """The model's parts on the meta device by their path; None for a model that has no skeleton."""
     model = _model(config, reader)
