@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from hcpdiff.formats import diffusers, kohya, peft, reading
-from hcpdiff.formats.lora_files import write_tensors
-from hcpdiff.formats.names import architecture
+from hcpdiff.formats.lora_files import Updates, write_tensors
+from hcpdiff.formats.names import Architecture, architecture
 
 TARGETS = ("kohya", "diffusers", "peft", "comfyui", "webui")
-_DROPPED = ("hcpdiff.plugin", diffusers.METADATA)  # say what only the old form has
+DROPPED = ("hcpdiff.plugin", diffusers.METADATA)  # say what only the old form has
 
 
 def convert(path: str | Path, to: str, out: str | Path | None = None, family: str | None = None) -> Path:
@@ -38,12 +39,21 @@ def convert(path: str | Path, to: str, out: str | Path | None = None, family: st
     written = Path(out).expanduser() if out else path.with_name(f"{path.stem}-{to}{ending}")
     if written.resolve() == path.resolve():
         raise ValueError(f"out: {written} is the file that is converted; name another")
-    header = {key: value for key, value in read.header.items() if key not in _DROPPED} | {"format": "pt"}
-    if form == "peft":
-        peft.write(written, read.updates, arch)
-    elif form == "kohya":
-        write_tensors(written, kohya.write(read.updates, arch), header)
-    else:
-        tensors, more = diffusers.write(read.updates, arch)
-        write_tensors(written, tensors, header | more)
+    header = {key: value for key, value in read.header.items() if key not in DROPPED} | {"format": "pt"}
+    write(written, read.updates, arch, form, header)
     return written
+
+
+def write(path: Path, updates: Updates, arch: Architecture, form: str, header: Mapping[str, str]) -> None:
+    """Write updates in a form: "kohya", "diffusers", or "peft", which is a folder and has no header.
+
+    Raises:
+        ValueError: listing the layers that have no place there.
+    """
+    if form == "peft":
+        peft.write(path, updates, arch)
+    elif form == "kohya":
+        write_tensors(path, kohya.write(updates, arch), header)
+    else:
+        tensors, more = diffusers.write(updates, arch)
+        write_tensors(path, tensors, {**header, **more})

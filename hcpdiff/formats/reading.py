@@ -13,6 +13,13 @@ from hcpdiff.formats import detect, diffusers, kohya, original, peft
 from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, read_tensors, split, swapped
 from hcpdiff.formats.names import Architecture, architecture, find
 
+_ARCHITECTURES = {  # {how Stability's name of an architecture begins: family}
+    "stable-diffusion-xl": "sdxl",
+    "stable-diffusion-3": "sd3",
+    "stable-diffusion-v": "sd",
+    "flux-1": "flux",
+}
+
 
 @dataclass(frozen=True)
 class LoRAFile:
@@ -43,7 +50,7 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
     for file in files:
         tensors, header = read_tensors(file)
         form = detect.form(tensors, str(file))
-        family = family or _noted(header) or detect.family(tensors)
+        family = family or _noted(header) or detect.family(tensors) or _of_modelspec(header)
         if family is None:
             raise ValueError(f"{file}: it does not tell for which model it is; say it: sd, sdxl, sd3 or flux")
         folder = file.parent.name if file.parent != path and path.is_dir() else None
@@ -54,6 +61,12 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
 def _noted(header: Mapping[str, str]) -> str | None:
     """The family that a file of ours says it is for."""
     return json.loads(header.get("hcpdiff.plugin", "{}")).get("file", {}).get("family")
+
+
+def _of_modelspec(header: Mapping[str, str]) -> str | None:
+    """The family by the architecture that a header names, e.g. stable-diffusion-xl-v1-base/lora."""
+    named = header.get("modelspec.architecture", "")
+    return next((family for start, family in _ARCHITECTURES.items() if named.startswith(start)), None)
 
 
 def parse(

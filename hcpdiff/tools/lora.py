@@ -1,4 +1,4 @@
-"""Reading and writing the LoRA files that the tools work on."""
+"""Reading the LoRA files that the tools work on, and where new ones go."""
 
 from __future__ import annotations
 
@@ -20,3 +20,17 @@ def read_lora(path: str | Path, family: str | None = None) -> LoRAFile:
     if branch := json.loads(read.header.get("hcpdiff.plugin", "{}")).get("branch"):
         raise ValueError(f"{path}: it works on the {branch} branch alone, which a change of weights cannot")
     return read
+
+
+def check_new(out: str | Path, *sources: str | Path) -> Path:
+    """Where to write; nothing is overwritten.
+
+    Raises:
+        ValueError: there is something.
+    """
+    out = Path(out).expanduser()
+    if any(Path(source).expanduser().resolve() == out.resolve() for source in sources):
+        raise ValueError(f"out: {out} is what is read; name another")
+    if out.exists():
+        raise ValueError(f"out: {out} is there already and is not overwritten; remove it, or name another")
+    return out
