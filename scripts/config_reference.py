@@ -52,6 +52,7 @@ ABOUT = {
     "finetune": "A list of groups of the model's own layers to train: [`finetune`](#finetune).",
     "train": "How to train: [`train`](#train).",
     "infer": "Which pictures to make: [`infer`](#infer).",
+    "merge": "Which models and adapters to make one of: [`merge`](#merge).",
 }
 LIKE = {"TarStream": "WebDatasetSource", "HuggingFaceStream": "HuggingFaceSource"}  # whose docstring says the rest
 FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage")
@@ -62,6 +63,8 @@ LINKS = {
     "Request": "[request](#infer)",
     "Prompt": "{positive, negative}",
     "Adapter": "[group](#inferadaptersname)",
+    "MergePart": "[group](#mergepartsname)",
+    "MergeAdapter": "[group](#mergeadaptersname)",
 }
 # What a name alone says well enough in the code, but not on this page.
 SAID_HERE = {
@@ -110,6 +113,7 @@ def pages() -> Iterator[str]:
     from hcpdiff.diffusion import guidance, losses, noise, samplers, timesteps, weights
     from hcpdiff.infer.request import Adapter, InferSettings, Request
     from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
+    from hcpdiff.tools.settings import MergeAdapter, MergePart, MergeSettings
     from hcpdiff.train import loggers, optimizers, schedules, settings
 
     unknown = SECTIONS.keys() - ABOUT.keys()
@@ -172,6 +176,10 @@ def pages() -> Iterator[str]:
     yield keys("infer.adapters.<name>", Adapter, "###")
     yield listed("Samplers", "infer.sampler", samplers, "predict")
     yield listed("Spacings", "infer.spacing", timesteps, "num_steps")
+
+    yield "## merge\n\n" + keys("merge", MergeSettings)
+    yield keys("merge.parts.<name>", MergePart, "###")
+    yield keys("merge.adapters.<name>", MergeAdapter, "###")
 
 
 def keys(name: str, receiver: Any, level: str = "", *, leave_out: tuple[str, ...] = ()) -> str:

@@ -77,5 +77,19 @@ def resize(
     print(f"wrote {done.path}: {len(done.ranks)} layers of {_ranks(done.ranks.values())}, off by {done.error:.1%}")
 
 
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file or folder with weights, of any program.")],
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
+    family: Family = None,
+) -> None:
+    """Show what a file holds. A LoRA, a learned word, a ControlNet, a plugin, a model, a checkpoint of a run."""
+    from hcpdiff.tools.inspect import inspect as look
+
+    report = look(path, family=family)
+    for line in [report.json()] if as_json else report.lines(layers=layers):
+        print(line)
+
+
 def _ranks(ranks: Collection[int]) -> str:
     return f"rank {min(ranks)}" if min(ranks) == max(ranks) else f"ranks {min(ranks)} to {max(ranks)}"

@@ -10,7 +10,8 @@ in float32. s is the base's strength, or what the parts leave of 1; where no par
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +81,10 @@ class Plan:
     """A merge whose files are opened and found to fit together; no weights of models are read yet."""
 
     def __init__(self, settings: MergeSettings) -> None:
-        self.base = open_model(settings.base)
+        with _at("merge.base"):
+            self.base = open_model(settings.base)
         self.settings = settings
-        self.dtype = _dtype(settings.dtype)
+        self.dtype: torch.dtype | None = getattr(torch, settings.dtype) if settings.dtype else None
         _check_out(Path(settings.out).expanduser(), self.base)
         self.parts = [_Mixed(self.base, name, part) for name, part in settings.parts.items()]
         self.adapters = [_Added(self.base, name, adapter) for name, adapter in settings.adapters.items()]
@@ -138,7 +140,8 @@ class _Mixed:
 
     def __init__(self, base: ModelFiles, name: str, part: MergePart) -> None:
         where = f"merge.parts.{name}"
-        self.model = open_like(part.path, base)
+        with _at(where):
+            self.model = open_like(part.path, base)
         chosen = strengths(self.model.layers(), part.layers, part.strength, f"{where}.layers")
         floating = [name for name in self.model.places if self.model.entry(name).dtype.is_floating_point]
         wanted = [name for name in floating if layer_of(name) in chosen]
@@ -166,7 +169,8 @@ class _Added:
         self.where = f"merge.adapters.{name}"
         if base.family is None:
             raise ValueError(f"{self.where}: adapters of models such as {base.path} are not known as files")
-        self.updates: Mapping[str, Update] = read_lora(adapter.path, base.family).updates
+        with _at(self.where):
+            self.updates: Mapping[str, Update] = read_lora(adapter.path, base.family).updates
         missing = [layer for layer in self.updates if f"{layer}.weight" not in base.places]
         if missing:
             raise ValueError(
@@ -215,12 +219,15 @@ def _check_out(out: Path, base: ModelFiles) -> None:
         raise ValueError(f"merge.out: {out}: of a folder a folder is made; name one")
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    known |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if name is not None and name not in known:
-        raise ValueError(f"merge.dtype: {name!r} is not to be written; use float32, float16 or bfloat16")
-    return None if name is None else known[name]
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Errors of what is done inside begin with the key that they are about."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _finite(tensor: Tensor, key: str, before: Tensor | None = None) -> Tensor:

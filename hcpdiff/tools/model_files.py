@@ -232,8 +232,8 @@ def weights_of(folder: Path) -> list[Path]:
 
 
 def open_tensors(path: str | Path) -> Tensors:
-    """A safetensors file, or a .ckpt, of which only plain tensors are read."""
-    return _Checkpoint(path) if Path(path).suffix == ".ckpt" else TensorFile(path)
+    """A safetensors file, or a pickled one, of which only plain tensors are read."""
+    return TensorFile(path) if Path(path).suffix == ".safetensors" else _Checkpoint(path)
 
 
 class _Checkpoint:

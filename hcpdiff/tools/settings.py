@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from hcpdiff.config.ranges import ExistingPath, positive
 
+Dtype = Literal["float32", "float16", "bfloat16"]
 Layers = list[str] | dict[str, float]
 
 
@@ -43,14 +44,16 @@ class MergeSettings:
     parts: dict[str, MergePart] = field(default_factory=dict)  # models to mix in, each with a name of your choice
     adapters: dict[str, MergeAdapter] = field(default_factory=dict)  # LoRAs to add, each with a name of your choice
     out: str  # a new folder, or a new .safetensors file if the base is a file
-    dtype: str | None = None  # of all weights, e.g. float16; null: each keeps its own
-    shard_size: Annotated[float, positive] = 10e9  # bytes; of a folder, a bigger part is written in several files
+    dtype: Dtype | None = None  # of all weights; null: each keeps its own
+    shard_size: Annotated[float, positive] = 10e9  # of a folder: a part of more bytes is written in several files
 
     def __post_init__(self) -> None:
         if not self.parts and not self.adapters:
             raise ValueError("parts: there are none, and no adapters; a merge would change nothing")
         if self.strength is not None and not self.parts:
             raise ValueError("strength: it is the base's share beside parts, and there are none; remove it")
+        if self.dtype is not None and self.dtype not in get_args(Dtype):
+            raise ValueError(f"dtype: {self.dtype!r} is not written; use {', '.join(get_args(Dtype))}")
 
 
 def _check(entry: MergePart | MergeAdapter) -> None:

@@ -141,7 +141,7 @@ def test_keys_of_a_file_that_mean_nothing_stay(tmp_path: Path) -> None:
     path, base = lora("sd1", tmp_path / "style.safetensors"), tmp_path / "base.safetensors"
     more = {"model_ema.decay": torch.tensor(0.5), "betas": torch.arange(3)}
     save_file(load_file(model("sd1") / "file.safetensors") | more, base, {"format": "pt"})
-    merge(settings(base, tmp_path / "out.safetensors", adapters={"s": MergeAdapter(path=str(path))}, dtype="fp16"))
+    merge(settings(base, tmp_path / "out.safetensors", adapters={"s": MergeAdapter(path=str(path))}, dtype="float16"))
     found = load_file(tmp_path / "out.safetensors")
     assert found["model_ema.decay"].dtype == torch.float16
     assert torch.equal(found["betas"], more["betas"])
@@ -196,8 +196,10 @@ def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:
     assert "is there already and is not overwritten" in mistake(tmp_path, out=str(tmp_path))
     assert "of a folder a folder is made" in mistake(tmp_path, out=str(tmp_path / "x.safetensors"))
     assert "let its name end in .safetensors" in mistake(tmp_path, base=str(file))
-    assert "merge.dtype: 'int8' is not to be written" in mistake(tmp_path, dtype="int8")
-    assert "mean no layer of sd" in mistake(tmp_path, adapters={"x": MergeAdapter(path=sdxl)})
+    assert "dtype: 'int8' is not written; use float32, float16, bfloat16" in mistake(tmp_path, dtype="int8")
+    text = mistake(tmp_path, adapters={"x": MergeAdapter(path=sdxl)})
+    assert text.startswith("merge.adapters.x: ")
+    assert "mean no layer of sd" in text
     layers = ["re:.*atn1.*"]
     text = mistake(tmp_path, adapters={"x": MergeAdapter(path=path, layers=layers)})
     assert "merge.adapters.x.layers[0]: 're:.*atn1.*' matches none of the" in text
@@ -210,7 +212,7 @@ def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:
     assert "this is a model of sdxl, and the base is one of sd" in text
     text = mistake(tmp_path, parts={"x": MergePart(path=path, strength=0.5)})
     assert "this is an adapter such as a LoRA" in text
-    assert "no folder at" in mistake(tmp_path, base=str(tmp_path / "nowhere"))
+    assert "merge.base: no folder at" in mistake(tmp_path, base=str(tmp_path / "nowhere"))
 
 
 def test_layers_that_the_base_does_not_have_are_listed(tmp_path: Path) -> None:
