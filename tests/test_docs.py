@@ -22,6 +22,7 @@ DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").gl
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
 LORAS = ("lora", "mine", "lora_sd3")
 LEFT_BY_RUNS = (*(f"exps/{name}/style.safetensors" for name in LORAS), "exps/controlnet/control.safetensors")
+MODELS = ("models/anime.safetensors",)
 OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
 
 
@@ -73,7 +74,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
-    for name in LEFT_BY_RUNS:
+    for name in (*LEFT_BY_RUNS, *MODELS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8")

@@ -121,7 +121,7 @@ def check_merge(sections_made: Mapping[str, Any], reader: Reader) -> None:
     if (settings := sections_made.get("merge")) is None:
         return
     try:
-        importlib.import_module("hcpdiff.tools.merge").Plan(settings)
+        importlib.import_module("hcpdiff.tools.merge").check(settings)
     except (ValueError, OSError) as error:
         reader.wrong_text(("merge",), str(error))
 

@@ -120,7 +120,8 @@ def _change(one: ModelFiles, two: ModelFiles, name: str) -> tuple[Tensor | None,
     narrow = min(before.dtype, after.dtype, key=lambda d: d.itemsize)
     if torch.equal(before.to(narrow), after.to(narrow)):
         return None, dtype
-    change = after.float() - before.float()
+    change = after.to(torch.float32, copy=True).sub_(before)
+    del before, after
     if not torch.isfinite(change).all():
         raise ValueError(f"{name}: its difference has values that are no numbers; `hcpdiff inspect` looks at files")
     return change, dtype

@@ -56,7 +56,7 @@ def factorise(matrix: Tensor, target: Target) -> Factors:
     Where few of many ranks are wanted it is found by random projections (Halko, Martinsson and Tropp, arXiv:0909.4061),
     always the same ones.
     """
-    total, smallest = float(matrix.double().square().sum()), min(matrix.shape)
+    total, smallest = float(matrix.square().sum(dtype=torch.float64)), min(matrix.shape)
     columns = (target.rank or OVERSAMPLE) + OVERSAMPLE
     while 4 * columns <= smallest:
         with torch.random.fork_rng(devices=[]):

@@ -23,6 +23,7 @@ import hcpdiff
 from hcpdiff.config import build, load, require
 from hcpdiff.formats.lora_files import Update, listing
 from hcpdiff.formats.tensor_files import Entry
+from hcpdiff.models.hub import PACKAGED
 from hcpdiff.tools.lora import read_lora
 from hcpdiff.tools.model_files import ModelFiles, layer_of, open_like, open_model
 from hcpdiff.tools.model_writing import write_like
@@ -75,6 +76,13 @@ def merge(settings: MergeSettings) -> Merged:
             listing(unbalanced, 3),
         )
     return Merged(out, list(dict.fromkeys(map(layer_of, plan.changed))))
+
+
+def check(settings: MergeSettings) -> None:
+    """Raise what `merge` would raise before it reads weights; not for a base that would have to be downloaded."""
+    base = Path(settings.base).expanduser()
+    if base.exists() or len(base.parts) != 2 or base.parts[0] == PACKAGED:
+        Plan(settings)
 
 
 class Plan:

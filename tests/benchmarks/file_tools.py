@@ -67,7 +67,9 @@ def make(folder: Path, width: float) -> None:
     count = sum(entry.count for entry in entries.values())
     largest = max(entry.size for entry in entries.values())
     size = (folder / "base.safetensors").stat().st_size
-    print(f"{count:,} parameters, {size / 1e9:.2f} GB; largest tensor {largest / 1e6:.1f} MB; {len(updates)} layers")
+    lora = (folder / "style.safetensors").stat().st_size
+    print(f"{count:,} parameters, {size / 1e9:.2f} GB; largest tensor {largest / 1e6:.1f} MB")
+    print(f"LoRA on {len(updates)} layers, {lora / 1e6:.0f} MB, which merge has in memory and extract makes")
 
 
 def _update(rows: int, columns: int) -> Update:
