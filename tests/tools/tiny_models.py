@@ -53,11 +53,14 @@ def other(name: str, path: Path, change: Callable[[Any], None] | None = None) ->
     return path
 
 
-def lora(name: str, path: Path, *, rank: int = 3, on: Any = ("denoiser", "text_encoders"), **options: Any) -> Path:
-    """A LoRA with random weights on all layers of these parts that it can work on."""
-    live = family(name, model(name) / "folder")
-    spec = PluginSpec(LoRA, on=on, layers=["re:.*"], options={"rank": rank, "alpha": 2.0, **options})
-    group = attach(live, {"style": spec})
+def lora(name: str, path: Path, *, rank: int = 3, on: Any = ("denoiser", "text_encoders")) -> Path:
+    """A LoRA on all layers of these parts that it can work on."""
+    return save_lora(family(name, model(name) / "folder"), path, on=on, layers=["re:.*"], rank=rank)
+
+
+def save_lora(live: Any, path: Path, *, on: Any, layers: list[str], rank: int) -> Path:
+    """A LoRA with random weights and an alpha of 2."""
+    group = attach(live, {"style": PluginSpec(LoRA, on=on, layers=layers, options={"rank": rank, "alpha": 2.0})})
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in group.parameters():
