@@ -50,6 +50,7 @@ ABOUT = {
     "model": "The base model: [`model`](#model).",
     "data": "Datasets, each with a name of your choice: [`data.<name>`](#data).",
     "plugins": "Adapters on the model, each with a name of your choice: [`plugins.<name>`](#plugins).",
+    "words": "Words that the text encoders learn, by their names: [`words.<word>`](#words).",
     "finetune": "A list of groups of the model's own layers to train: [`finetune`](#finetune).",
     "train": "How to train: [`train`](#train).",
     "infer": "Which pictures to make: [`infer`](#infer).",
@@ -94,6 +95,9 @@ SAID_HERE = {
     "InferSettings.images_per_prompt": "How many pictures of each prompt, with the seeds seed, seed + 1 ...",
     "InferSettings.batch_size": "Pictures made at once; changes memory and speed, not the pictures.",
     "InferSettings.adapters": "Trained plugins to attach, each with a name of your choice.",
+    "InferSettings.words": "A folder of learned words, each called like its file, or a file; or {word: its file, or a "
+    "list with one for each text encoder}. Words within an adapter's file come with it.",
+    "WordSpec.path": "Start from a file of any program instead; or from one for each text encoder.",
     "InferSettings.out": "Folder for the pictures; nothing in it is overwritten but `sheet.png`.",
     "Adapter.path": "The file that training wrote.",
     "Adapter.strength": "0 is off, 1 is as trained.",
@@ -116,6 +120,7 @@ def pages() -> Iterator[str]:
     from hcpdiff.infer.request import Adapter, InferSettings, Request
     from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
     from hcpdiff.train import loggers, optimizers, schedules, settings
+    from hcpdiff.train.words import WordSpec
 
     unknown = SECTIONS.keys() - ABOUT.keys()
     assert not unknown, f"say what the sections {unknown} are"
@@ -148,6 +153,8 @@ def pages() -> Iterator[str]:
     yield target("hcpdiff.plugins.ControlNet", ControlNet, given=2)
 
     yield "## about\n\n" + keys("about", settings.About)
+    yield "## words\n\n" + keys("words.<word>", WordSpec) + "\n\n[Words](words.md) shows them in use."
+
     yield "## finetune\n\n" + keys("finetune[i]", settings.LayerGroup)
 
     yield "## train\n\n" + keys("train", settings.TrainSettings)
@@ -174,7 +181,7 @@ def pages() -> Iterator[str]:
 
     yield "## infer\n\n" + keys("infer", InferSettings)
     more = [f"`{name}`" for name in names(InferSettings) if name not in names(Request)]
-    yield f"Requests in `train.preview.requests` have the same keys but for {' and '.join(more)}."
+    yield f"Requests in `train.preview.requests` have the same keys but for {', '.join(more[:-1])} and {more[-1]}."
     yield keys("infer.adapters.<name>", Adapter, "###")
     yield listed("Samplers", "infer.sampler", samplers, "predict")
     yield listed("Spacings", "infer.spacing", timesteps, "num_steps")

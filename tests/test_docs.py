@@ -26,6 +26,7 @@ DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rg
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
 LORAS = ("lora", "mine", "lora_sd3")
 LEFT_BY_RUNS = (*(f"exps/{name}/style.safetensors" for name in LORAS), "exps/controlnet/control.safetensors")
+LEFT_BY_RUNS += ("exps/textual-inversion/my-toy.safetensors",)
 TINY = {  # {page of a family: what makes a small model of it}
     "sd": ("tiny_unet", "tiny_sd"),
     "sdxl": ("tiny_unet", "tiny_sdxl"),

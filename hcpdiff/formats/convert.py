@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from hcpdiff.formats import diffusers, kohya, peft, reading
 from hcpdiff.formats.lora_files import write_tensors
 from hcpdiff.formats.names import architecture
+
+log = logging.getLogger("hcpdiff.formats")
 
 TARGETS = ("kohya", "diffusers", "peft", "comfyui", "webui")
 _DROPPED = ("hcpdiff.plugin", diffusers.METADATA)  # say what only the old form has
@@ -38,11 +41,13 @@ def convert(path: str | Path, to: str, out: str | Path | None = None, family: st
     written = Path(out).expanduser() if out else path.with_name(f"{path.stem}-{to}{ending}")
     if written.resolve() == path.resolve():
         raise ValueError(f"out: {written} is the file that is converted; name another")
+    if read.words and form != "kohya":
+        log.warning("%s: the learned words in it are left out, as other programs read them in kohya's form only", path)
     header = {key: value for key, value in read.header.items() if key not in _DROPPED} | {"format": "pt"}
     if form == "peft":
         peft.write(written, read.updates, arch)
     elif form == "kohya":
-        write_tensors(written, kohya.write(read.updates, arch), header, hashed=True)
+        write_tensors(written, kohya.write(read.updates, arch) | read.words, header, hashed=True)
     else:
         tensors, more = diffusers.write(read.updates, arch)
         write_tensors(written, tensors, header | more, hashed=True)
