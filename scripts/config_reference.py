@@ -44,11 +44,13 @@ after the table; any class or function of the same kind works, your own too.
 """
 ABOUT = {
     "name": "Of the run. `exp_dir` uses it.",
+    "about": "What the files of a run say of it to people: [`about`](#about).",
     "exp_dir": "Where a run writes everything; default `exps/<name>`.",
     "seed": "Decides every random choice of a run. Default 0.",
     "model": "The base model: [`model`](#model).",
     "data": "Datasets, each with a name of your choice: [`data.<name>`](#data).",
     "plugins": "Adapters on the model, each with a name of your choice: [`plugins.<name>`](#plugins).",
+    "words": "Words that the text encoders learn, by their names: [`words.<word>`](#words).",
     "finetune": "A list of groups of the model's own layers to train: [`finetune`](#finetune).",
     "train": "How to train: [`train`](#train).",
     "infer": "Which pictures to make: [`infer`](#infer).",
@@ -74,6 +76,10 @@ SAID_HERE = {
     "SD3.compact_t5": "Without a T5, give those zeros as one token that counts for all: the same result, and faster.",
     "PluginSpec.to_layers": "For these kinds: where the values go.",
     "PluginSpec.train": "False attaches the plugin and leaves it as it is.",
+    "About.author": "Your name.",
+    "About.description": "What it makes.",
+    "About.license": "Of the file, e.g. CC-BY-4.0.",
+    "About.tags": "What it is about.",
     "LayerGroup.layers": "Selectors inside that part; `''` is all of it.",
     "TrainSettings.steps": "When the run ends.",
     "TrainSettings.max_grad_norm": "Longer gradients are scaled down to this norm; null: never.",
@@ -92,6 +98,9 @@ SAID_HERE = {
     "InferSettings.images_per_prompt": "How many pictures of each prompt, with the seeds seed, seed + 1 ...",
     "InferSettings.batch_size": "Pictures made at once; changes memory and speed, not the pictures.",
     "InferSettings.adapters": "Trained plugins to attach, each with a name of your choice.",
+    "InferSettings.words": "A folder of learned words, each called like its file, or a file; or {word: its file, or a "
+    "list with one for each text encoder}. Words within an adapter's file come with it.",
+    "WordSpec.path": "Start from a file of any program instead; or from one for each text encoder.",
     "InferSettings.out": "Folder for the pictures; nothing in it is overwritten but `sheet.png`.",
     "Adapter.path": "The file that training wrote.",
     "Adapter.strength": "0 is off, 1 is as trained.",
@@ -115,6 +124,7 @@ def pages() -> Iterator[str]:
     from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
     from hcpdiff.tools.settings import MergeAdapter, MergePart, MergeSettings
     from hcpdiff.train import loggers, optimizers, schedules, settings
+    from hcpdiff.train.words import WordSpec
 
     unknown = SECTIONS.keys() - ABOUT.keys()
     assert not unknown, f"say what the sections {unknown} are"
@@ -146,6 +156,9 @@ def pages() -> Iterator[str]:
     yield target("hcpdiff.plugins.LoRA", LoRA, given=1)
     yield target("hcpdiff.plugins.ControlNet", ControlNet, given=2)
 
+    yield "## about\n\n" + keys("about", settings.About)
+    yield "## words\n\n" + keys("words.<word>", WordSpec) + "\n\n[Words](words.md) shows them in use."
+
     yield "## finetune\n\n" + keys("finetune[i]", settings.LayerGroup)
 
     yield "## train\n\n" + keys("train", settings.TrainSettings)
@@ -172,7 +185,7 @@ def pages() -> Iterator[str]:
 
     yield "## infer\n\n" + keys("infer", InferSettings)
     more = [f"`{name}`" for name in names(InferSettings) if name not in names(Request)]
-    yield f"Requests in `train.preview.requests` have the same keys but for {' and '.join(more)}."
+    yield f"Requests in `train.preview.requests` have the same keys but for {', '.join(more[:-1])} and {more[-1]}."
     yield keys("infer.adapters.<name>", Adapter, "###")
     yield listed("Samplers", "infer.sampler", samplers, "predict")
     yield listed("Spacings", "infer.spacing", timesteps, "num_steps")

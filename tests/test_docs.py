@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from safetensors.torch import save_file
 
 from hcpdiff.cli import app
-from hcpdiff.config import Config, check, load
+from hcpdiff.config import Config, check, load, to_yaml
+from hcpdiff.config.stored import CONFIG
 
 ROOT = Path(__file__).parents[1]
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
 LORAS = ("lora", "mine", "lora_sd3")
 LEFT_BY_RUNS = (*(f"exps/{name}/style.safetensors" for name in LORAS), "exps/controlnet/control.safetensors")
+LEFT_BY_RUNS += ("exps/textual-inversion/my-toy.safetensors",)
 MODELS = ("models/anime.safetensors",)
+TINY = {  # {page of a family: what makes a small model of it}
+    "sd": ("tiny_unet", "tiny_sd"),
+    "sdxl": ("tiny_unet", "tiny_sdxl"),
+    "sd3": ("tiny", "tiny_pipeline"),
+    "flux": ("tiny_flux", "tiny_flux_pipeline"),
+    "pixart": ("tiny_pixart", "tiny_pixart"),
+    "zimage": ("tiny_zimage", "tiny_zimage"),
+}
 OTHER_PROGRAMS = ("cd", ".", "pytest", "ruff", "pyright")  # and bash, python, pip, hcpdiff, whose files are looked at
 
 
@@ -67,6 +80,12 @@ MODULES = [block for block in blocks("python") if block.text.startswith("# ")]
 COMMANDS = list(commands())
 
 
+@cache
+def of_a_run() -> str:
+    """The config in the files that a run leaves."""
+    return to_yaml(load("lora"), interpolations=True)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder with all files that the documents show; the current one."""
@@ -76,7 +95,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.write_text(block.text, encoding="utf-8")
     for name in (*LEFT_BY_RUNS, *MODELS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        save_file({}, tmp_path / name, {CONFIG: of_a_run()})
     (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "my_pictures").symlink_to(ROOT / "examples" / "data" / "striped")
@@ -96,6 +115,27 @@ def mistakes(config: Config) -> list[str]:
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: f"{block.place} {block.file}")
 def test_every_config_in_the_documents_is_right(block: Block, project: Path) -> None:
     assert mistakes(load(project / block.file, trust=[Path(b.file).stem for b in MODULES])) == []
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_the_layers_for_a_lora_on_the_page_of_a_family_are_in_its_model(name: str, project: Path) -> None:
+    from hcpdiff.plugins.targets import find_layers
+
+    module, make = TINY[name]
+    pipeline = getattr(importlib.import_module(f"tests.models.{module}"), make)()
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    parts = {"denoiser": denoiser, "text_encoders.clip": pipeline.text_encoder}
+    plugins = load(project / f"cfgs/family_{name}_lora.yaml")["plugins"]
+    assert "style" in plugins
+    for plugin in plugins.values():
+        assert find_layers(parts[plugin.get("on", "denoiser")], plugin["layers"])
+
+
+def test_every_family_has_a_page_with_both_configs() -> None:
+    files = {block.file for block in blocks("yaml")}
+    pages = {path.stem for path in (ROOT / "docs" / "families").glob("*.md")} - {"adding"}
+    assert pages == TINY.keys()
+    assert {f"cfgs/family_{name}{end}.yaml" for name in pages for end in ("", "_lora")} <= files
 
 
 @pytest.mark.parametrize(("place", "words"), COMMANDS, ids=[f"{place} {' '.join(w)[:60]}" for place, w in COMMANDS])

@@ -73,10 +73,13 @@ def check(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
 
 
 def show(cfg: Cfg, overrides: Overrides = None) -> None:
-    """Show the composed config, and where each value came from."""
+    """Show the composed config, and where each value came from. Of a file that a run wrote: that run and its config."""
     from hcpdiff.config import ConfigError, leaves, load
+    from hcpdiff.config.stored import facts
 
     config = load(cfg, overrides or ())
+    for fact in facts(config.file):
+        print(f"# {fact}")
     rows = [(f"{key}: {value}", str(origin)) for key, value, origin in leaves(config)]
     width = min(max((len(text) for text, _ in rows), default=0), 72)
     for text, origin in rows:

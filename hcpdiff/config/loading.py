@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hcpdiff.config import stored
 from hcpdiff.config.mistakes import ConfigError, Key, Mistake, Origin, nearest, parsed, shown, shown_path
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Config(Mapping[str, Any]):
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Config:
-    """Compose the config at `path`.
+    """Compose the config at `path`: a YAML file, or a safetensors file that a run wrote, which has that run's config.
 
     Its `defaults` list names files in its own folder or among the shipped ones. Paths inside a config are relative to
     the current folder. An interpolation such as `${model.path}` copies what stands there.
@@ -69,7 +70,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
         trust: packages that `_target_` may name besides the ones hcpdiff trusts.
 
     Raises:
-        ConfigError: no such file, broken YAML, a group or default that does not exist, a wrong override.
+        ConfigError: no such file, one without a config, broken YAML, a group or default that does not exist, a wrong
+            override.
     """
     for name, given in (("overrides", overrides), ("trust", trust)):
         if isinstance(given, str):
@@ -78,7 +80,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     from hcpdiff.config.interpolation import resolve
 
     file = find(path)
-    raw, origins = compose(file, shipped_folder(), overrides)
+    read = stored.compose if file.suffix == stored.SUFFIX else compose
+    raw, origins = read(file, shipped_folder(), overrides)
     tree, mistakes = resolve(raw, lambda key: _origin(origins, key, file))
     return Config(file, tree, origins, tuple(trust), mistakes, raw)
 
@@ -102,7 +105,7 @@ def find(path: str | Path) -> Path:
     candidates = [given, Path(f"{given}.yaml"), shipped / name, shipped / f"{name}.yaml"]
     for candidate in candidates:
         if candidate.is_file():
-            if candidate.suffix != ".yaml":
+            if candidate.suffix not in (".yaml", stored.SUFFIX):
                 raise ConfigError([Mistake("", "the name of a config ends in .yaml; rename it", Origin(candidate))])
             return candidate.absolute()
     folder = given.parent if given.parent.is_dir() else shipped

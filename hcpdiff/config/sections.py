@@ -10,11 +10,13 @@ from typing import Any
 # A section is of a type, or of `module:name`; in `{}` several, with names of the user's choice, and in `[]` a list.
 SECTIONS: dict[str, type | str] = {
     "name": str,
+    "about": "hcpdiff.train.settings:About",
     "exp_dir": str,
     "seed": int,
     "model": "hcpdiff.models.family:ModelFamily",
     "data": "{hcpdiff.data.streams:AnyDataset}",
     "plugins": "{hcpdiff.plugins.spec:PluginSpec}",
+    "words": "{hcpdiff.train.words:WordSpec}",
     "finetune": "[hcpdiff.train.settings:LayerGroup]",
     "train": "hcpdiff.train.settings:TrainSettings",
     "infer": "hcpdiff.infer.request:InferSettings",

@@ -81,7 +81,8 @@ def check_selectors(config: Config, reader: Reader) -> None:
         group = _outer(reader.read(node, sections.item("finetune"), key))
         find = partial(find_layers, prefixes=("re:",))
         touched += _paths(group.on, _find(reader, find, parts, group.on, group.layers, (*key, "layers")))
-    _check_caches(config, touched, reader)
+    words = any(node.get("train", True) for node in (config.get("words") or {}).values())
+    _check_caches(config, touched, reader, words=words)
 
 
 def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader) -> None:
@@ -234,7 +235,7 @@ def _paths(part: str, refs: Iterable[Any]) -> list[str]:
     return [f"{part}.{ref.path}".strip(".") for ref in refs]
 
 
-def _check_caches(config: Config, touched: Sequence[str], reader: Reader) -> None:
+def _check_caches(config: Config, touched: Sequence[str], reader: Reader, *, words: bool) -> None:
     """Note every cache of something that the run changes."""
     for name, node in (config.get("data") or {}).items():
         for cache_key, part, thing in (
@@ -244,3 +245,5 @@ def _check_caches(config: Config, touched: Sequence[str], reader: Reader) -> Non
             key: Key = ("data", name, cache_key)
             if node.get(cache_key) and any(f"{path}.".startswith(f"{part}.") for path in touched):
                 reader.wrong(key, f"this run changes {thing}, so what is cached would not be true; set it to false")
+        if words and node.get("cache_text"):
+            reader.wrong(("data", name, "cache_text"), "this run trains words, whose meaning changes; set it to false")

@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hcpdiff.formats.metadata import data_hash
+
 # How programs call the tensors of one layer.
 SUFFIXES = {
     ".lora_down.weight": "down",
@@ -33,6 +35,7 @@ SUFFIXES = {
     ".lora_B": "up",
     ".alpha": "alpha",
 }
+BUNDLE = "bundle_emb."  # begins the keys of learned words within a LoRA; see `word_files`
 _LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
@@ -214,6 +217,12 @@ def listing(names: Iterable[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
+def parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a file has besides learned words, and the words that are bundled with it."""
+    words = {key: tensor for key, tensor in tensors.items() if key.startswith(BUNDLE)}
+    return {key: tensor for key, tensor in tensors.items() if key not in words}, words
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a safetensors file.
 
@@ -228,8 +237,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path}: this is no safetensors file: {error}") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file; it appears only when it is complete."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], *, hashed: bool = False
+) -> None:
+    """Write a safetensors file; it appears only when it is complete.
+
+    Args:
+        hashed: say the hash of its tensors in the header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     own, seen = {}, set()
@@ -240,6 +255,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         seen.add(storage)
     try:
         save_file(own, temporary, dict(header))
+        if hashed:
+            save_file(own, temporary, {**header, **data_hash(temporary)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hcpdiff.formats.lora_files import Updates
+if TYPE_CHECKING:
+    from hcpdiff.formats.lora_files import Updates
 
 # {variant: (ss_base_model_version, modelspec.architecture)}
 VERSIONS = {
@@ -47,40 +50,81 @@ def variant(family: str, config: Mapping[str, Any], prediction: str = "epsilon")
     return family
 
 
-def metadata(
-    updates: Updates,
-    variant: str,
-    *,
-    title: str | None = None,
-    date: str | None = None,
-    trigger_words: Sequence[str] = (),
-    resolution: tuple[int, int] | None = None,
-    prediction: str | None = None,
-) -> dict[str, str]:
-    """The fields that are known.
-
-    Args:
-        variant: one of `VERSIONS`.
-        date: ISO 8601, e.g. "2026-01-31T12:00:00".
-        resolution: (height, width), of the training.
-        prediction: "epsilon" or "v_prediction"; None for flow models.
-    """
-    version, architecture = VERSIONS[variant]
+def network(updates: Updates) -> dict[str, str]:
+    """What kohya's fields say of a LoRA itself."""
     ranks, alphas = Counter(u.rank for u in updates.values()), Counter(u.scale * u.rank for u in updates.values())
-    fields: dict[str, str | None] = {
+    return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(next(iter(ranks))) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{next(iter(alphas)):g}" if len(alphas) == 1 else "Dynamic",
+    }
+
+
+def model(
+    variant: str,
+    kind: str = "lora",
+    *,
+    title: str,
+    date: str | None = None,
+    author: str | None = None,
+    description: str | None = None,
+    license: str | None = None,
+    usage_hint: str | None = None,
+    tags: Sequence[str] = (),
+    trigger_words: Sequence[str] = (),
+    resolution: tuple[int, int] | None = None,
+    prediction: str | None = None,
+    clip_skip: int = 0,
+) -> dict[str, str]:
+    """The fields that are known of what was trained, and for which model.
+
+    Args:
+        variant: one of `VERSIONS`.
+        kind: "lora", "controlnet" or "textual-inversion".
+        date: ISO 8601, e.g. "2026-01-31T12:00:00".
+        resolution: (height, width), of the training.
+        prediction: "epsilon" or "v_prediction"; None for flow models.
+        clip_skip: how many of CLIP's last layers are left out.
+    """
+    version, architecture = VERSIONS[variant]
+    fields: dict[str, str | None] = {
         "ss_base_model_version": version,
         "ss_v2": str(variant.startswith("sd2")),
         "ss_output_name": title,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture}/{kind}",
         "modelspec.implementation": _IMPLEMENTATION.get(variant, "diffusers"),
         "modelspec.title": title,
         "modelspec.date": date,
+        "modelspec.author": author,
+        "modelspec.description": description,
+        "modelspec.license": license,
+        "modelspec.usage_hint": usage_hint,
+        "modelspec.tags": ", ".join(tags) or None,
         "modelspec.resolution": f"{resolution[1]}x{resolution[0]}" if resolution else None,
         "modelspec.trigger_phrase": ", ".join(trigger_words) or None,
         "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction or ""),
+        "modelspec.encoder_layer": str(clip_skip + 1) if clip_skip else None,
     }
     return {key: value for key, value in fields.items() if value is not None}
+
+
+def data_hash(path: Path) -> dict[str, str]:
+    """The SHA-256 of a safetensors file's tensors, whatever its header says."""
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        found = _sha256(file)
+    return {"sshs_model_hash": found, "modelspec.hash_sha256": f"0x{found}"}
+
+
+def base_hash(path: Path) -> dict[str, str]:
+    """Name and SHA-256 of a model's single file, by which it is known in the ecosystem."""
+    with path.open("rb") as file:
+        return {"ss_sd_model_name": path.name, "ss_new_sd_model_hash": _sha256(file)}
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hcpdiff.formats import detect, diffusers, kohya, original, peft
-from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, read_tensors, split, swapped
+from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, parted, read_tensors, split, swapped
 from hcpdiff.formats.names import Architecture, architecture, find
 
 _ARCHITECTURES = {  # {how Stability's name of an architecture begins: family}
@@ -29,6 +29,7 @@ class LoRAFile:
     family: str  # one of `names.ARCHITECTURES`
     updates: dict[str, Update]  # by layer, as `names` writes it
     header: dict[str, str]
+    words: dict[str, Tensor]  # bundled with it, by their keys; see `word_files`
 
 
 def read(path: str | Path, family: str | None = None) -> LoRAFile:
@@ -46,16 +47,17 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path}: there is no such LoRA file")
     updates: dict[str, Update] = {}
-    form, header = "", {}
+    form, header, words = "", {}, {}
     for file in files:
         tensors, header = read_tensors(file)
+        tensors, words = parted(tensors)
         form = detect.form(tensors, str(file))
         family = family or _noted(header) or detect.family(tensors) or _of_modelspec(header)
         if family is None:
             raise ValueError(f"{file}: it does not tell for which model it is; say it: sd, sdxl, sd3 or flux")
         folder = file.parent.name if file.parent != path and path.is_dir() else None
         updates |= parse(tensors, header, architecture(family), where=str(file), file=file, folder=folder)
-    return LoRAFile(form, str(family), updates, header)
+    return LoRAFile(form, str(family), updates, header, words)
 
 
 def _noted(header: Mapping[str, str]) -> str | None:

@@ -152,8 +152,8 @@ def _header(model: ModelFiles, updates: Mapping[str, Update], title: str) -> dic
         scheduler = _json(model.path / "scheduler" / "scheduler_config.json")
         prediction = str(scheduler.get("prediction_type", "epsilon")) if folder == "unet" else None
         variant = metadata.variant(str(model.family), _json(model.path / folder / "config.json"), str(prediction))
-    about = metadata.metadata(updates, variant, title=title, date=date, prediction=prediction)
-    return {**about, "format": "pt", "hcpdiff.version": hcpdiff.__version__}
+    about = metadata.model(variant, title=title, date=date, prediction=prediction)
+    return {**metadata.network(updates), **about, "format": "pt", "hcpdiff.version": hcpdiff.__version__}
 
 
 def _json(path: Path) -> dict[str, Any]:

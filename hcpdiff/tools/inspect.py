@@ -122,6 +122,8 @@ def _lora(path: Path, files: list[Any], family: str | None) -> Report:
         report.notes.append(str(error).removeprefix(f"{path}: "))
         return report
     report.family, report.form = read.family, read.form
+    if read.words:
+        report.notes.append(f"with learned words: {', '.join(read.words)}")
     report.layers = [_update(layer, update) for layer, update in read.updates.items()]
     return report
 

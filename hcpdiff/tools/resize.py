@@ -68,7 +68,7 @@ def resize(
     arch = architecture(read.family)
     form = arch.form if read.form == "original" else read.form
     header = {key: value for key, value in read.header.items() if key not in DROPPED and "hash" not in key}
-    write(out, updates, arch, form, {**header, **_sizes(updates, header), "format": "pt"})
+    write(out, updates, arch, form, {**header, **_sizes(updates, header), "format": "pt"}, words=read.words)
     return Resized(out, ranks, (max(total - kept, 0.0) / total) ** 0.5 if total else 0.0)
 
 

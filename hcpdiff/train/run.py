@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hcpdiff.config import Config, build, load, require, to_yaml
+from hcpdiff.config.stored import CONFIG
 from hcpdiff.plugins.attach import attach
+from hcpdiff.train import provenance
 from hcpdiff.train.checkpoint import checkpoints
+from hcpdiff.train.fingerprints import fingerprint
 from hcpdiff.train.trainer import Trainer
 
 if sys.platform == "win32":
@@ -57,6 +60,9 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
     seed, datasets, settings = config.get("seed", 0), build(config, "data"), build(config, "train")
     settings.check_datasets(datasets)
     family = build(config, "model")
+    metadata = {CONFIG: to_yaml(config, interpolations=True), provenance.BASE_HASH: fingerprint(family.denoiser)}
+    if isinstance(path := config["model"].get("path"), str):
+        metadata[provenance.BASE] = path
     plugins = attach(family, build(config, "plugins") if config.get("plugins") else {}, seed=seed)
     return Trainer(
         family,
@@ -64,10 +70,12 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
         settings,
         plugins=plugins,
         folder=folder,
+        words=build(config, "words") if config.get("words") else {},
         finetune=build(config, "finetune") if config.get("finetune") else (),
         seed=seed,
-        metadata={"hcpdiff.config": to_yaml(config)},
-        config=to_yaml(config, interpolations=True),  # what follows train.steps has not changed with it
+        metadata=metadata,
+        about=build(config, "about") if config.get("about") else None,
+        config=metadata[CONFIG],
         discard_unused=True,
     )
 

@@ -48,6 +48,19 @@ class LayerGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What the files of a run say of it to the people who use them; all of it is yours to choose."""
+
+    title: str | None = None  # default: the name of the plugin or word
+    author: str | None = None
+    description: str | None = None
+    license: str | None = None
+    usage_hint: str | None = None  # e.g. which strength works well
+    tags: list[str] = field(default_factory=list)
+    trigger_words: list[str] = field(default_factory=list)  # what a prompt has to say; default: the run's words
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How to train; every count is in optimizer steps."""
 

@@ -27,8 +27,9 @@ from hcpdiff.train.objective import Objective
 from hcpdiff.train.parameters import parameter_groups, trained_parameters
 from hcpdiff.train.precision import make_accelerator
 from hcpdiff.train.schedules import restore, state_of
-from hcpdiff.train.settings import LayerGroup, TrainSettings
+from hcpdiff.train.settings import About, LayerGroup, TrainSettings
 from hcpdiff.train.stopping import StopSignals
+from hcpdiff.train.words import WordSpec, attach_words, check_names, word_groups
 from hcpdiff.types import Batch
 
 __all__ = ["NonFiniteLossError", "Trainer"]
@@ -43,8 +44,10 @@ class Trainer:
         family: the base model; everything in it that `finetune` does not name is frozen.
         datasets: by name.
         plugins: attached to `family`.
+        words: by name; they are made here, and attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
-        metadata: for the header of the files that a user takes away.
+        metadata: more for the header of the files that a user takes away.
+        about: what these say to people.
         config: what all of this was made from, as YAML: a resumed run says what has changed in it.
         discard_unused: free the memory of the VAE and the text encoders if the run does not need them, as all that they
             give is cached; `family` is of no further use then. Else they wait on the CPU.
@@ -61,20 +64,24 @@ class Trainer:
         *,
         plugins: PluginGroup,
         folder: Path,
+        words: Mapping[str, WordSpec] | None = None,
         finetune: Sequence[LayerGroup] = (),
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
+        about: About | None = None,
         config: str | None = None,
         discard_unused: bool = False,
     ) -> None:
         self.family, self.datasets, self.settings, self.plugins = family, dict(datasets), settings, plugins
         self.folder, self.finetune, self.seed, self.metadata = folder, list(finetune), seed, dict(metadata or {})
-        self.config = config
+        self.config, self.about, self.started = config, about or About(), time.time()
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
         self.accelerator = make_accelerator(settings.precision)
-        groups = parameter_groups(family, plugins, finetune)
-        self.objective = Objective.from_settings(family, plugins, settings, seed=seed)
+        check_names(words or {}, plugins.specs)
+        self.words = attach_words(family, words or {}, seed=seed)
+        groups = parameter_groups(family, plugins, finetune, word_groups(self.words, words or {}))
+        self.objective = Objective.from_settings(family, plugins, settings, seed=seed, words=self.words)
         self.objective.to(self.accelerator.device).train()
         family.gradient_checkpointing(settings.gradient_checkpointing)
         self.parameters = trained_parameters(self.objective)
@@ -269,7 +276,7 @@ class Trainer:
             yield
 
     def export(self) -> list[Path]:
-        """Write what a user takes away: a file per plugin, a folder of the model if its own layers were trained."""
+        """Write what a user takes away: a file per plugin and word, a folder of the model if it was trained itself."""
         if not self.accelerator.is_main_process:
             return []
         with self.averaged():

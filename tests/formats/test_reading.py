@@ -140,8 +140,7 @@ def test_a_form_that_cannot_hold_a_layer_says_so_and_writes_nothing(tmp_path: Pa
 
 
 def test_the_header_says_what_other_programs_look_for() -> None:
-    fields = metadata.metadata(
-        lora("sd3", ranks=(4,)),
+    fields = metadata.network(lora("sd3", ranks=(4,))) | metadata.model(
         metadata.variant("sd3", {"num_attention_heads": 24, "dual_attention_layers": (0, 1)}),
         title="star",
         date="2026-01-31T12:00:00",
@@ -155,6 +154,7 @@ def test_the_header_says_what_other_programs_look_for() -> None:
     assert fields["modelspec.trigger_phrase"] == "a star, blue"
     assert "modelspec.prediction_type" not in fields
     assert all(isinstance(value, str) for value in fields.values())
-    mixed = metadata.metadata(lora("sd"), metadata.variant("sd", {"cross_attention_dim": 768}), prediction="epsilon")
+    known = metadata.variant("sd", {"cross_attention_dim": 768})
+    mixed = metadata.network(lora("sd")) | metadata.model(known, title="star", prediction="epsilon", clip_skip=1)
     assert (mixed["ss_network_dim"], mixed["ss_base_model_version"]) == ("Dynamic", "sd_v1")
-    assert mixed["modelspec.prediction_type"] == "epsilon"
+    assert (mixed["modelspec.prediction_type"], mixed["modelspec.encoder_layer"]) == ("epsilon", "2")

@@ -231,6 +231,16 @@ def test_several_files_attach_with_their_strengths(tmp_path: Path) -> None:
     assert torch.equal(family.denoiser(*toy_inputs()), plain)
 
 
+def test_each_plugin_of_a_model_has_a_file_of_its_own_though_names_begin_alike(tmp_path: Path) -> None:
+    group = attach(toy_family(), {"lora": LORA, "lora_proj": PluginSpec(LoRA, layers=["out"], options={"rank": 1})})
+    before = group.family.state_dict()
+    for name in ("lora", "lora_proj"):
+        weights.save(group, name, tmp_path / name)
+    assert {key.rpartition(".lora_")[0] for key in load_file(tmp_path / "lora_proj")} == {"transformer.out"}
+    assert len(load_file(tmp_path / "lora")) == 2 * len(group.plugins("lora"))
+    assert before.keys() == toy_family().state_dict().keys()
+
+
 @pytest.mark.parametrize("from_file", [False, True])
 def test_merging_makes_the_effect_part_of_the_base(from_file: bool, tmp_path: Path) -> None:
     group = plugged()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hcpdiff.formats.convert import convert
-from hcpdiff.models.text.word_files import write
+from hcpdiff.formats.word_files import write
 from hcpdiff.plugins import ControlNet, PluginSpec
 from hcpdiff.plugins.attach import attach
 from hcpdiff.plugins.weights import save
