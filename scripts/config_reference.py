@@ -50,9 +50,11 @@ ABOUT = {
     "model": "The base model: [`model`](#model).",
     "data": "Datasets, each with a name of your choice: [`data.<name>`](#data).",
     "plugins": "Adapters on the model, each with a name of your choice: [`plugins.<name>`](#plugins).",
+    "words": "Words that the text encoders learn, by their names: [`words.<word>`](#words).",
     "finetune": "A list of groups of the model's own layers to train: [`finetune`](#finetune).",
     "train": "How to train: [`train`](#train).",
     "infer": "Which pictures to make: [`infer`](#infer).",
+    "merge": "Which models and adapters to make one of: [`merge`](#merge).",
 }
 LIKE = {"TarStream": "WebDatasetSource", "HuggingFaceStream": "HuggingFaceSource"}  # whose docstring says the rest
 FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage", "QwenImage")
@@ -63,6 +65,8 @@ LINKS = {
     "Request": "[request](#infer)",
     "Prompt": "{positive, negative}",
     "Adapter": "[group](#inferadaptersname)",
+    "MergePart": "[group](#mergepartsname)",
+    "MergeAdapter": "[group](#mergeadaptersname)",
 }
 # What a name alone says well enough in the code, but not on this page.
 SAID_HERE = {
@@ -94,6 +98,9 @@ SAID_HERE = {
     "InferSettings.images_per_prompt": "How many pictures of each prompt, with the seeds seed, seed + 1 ...",
     "InferSettings.batch_size": "Pictures made at once; changes memory and speed, not the pictures.",
     "InferSettings.adapters": "Trained plugins to attach, each with a name of your choice.",
+    "InferSettings.words": "A folder of learned words, each called like its file, or a file; or {word: its file, or a "
+    "list with one for each text encoder}. Words within an adapter's file come with it.",
+    "WordSpec.path": "Start from a file of any program instead; or from one for each text encoder.",
     "InferSettings.out": "Folder for the pictures; nothing in it is overwritten but `sheet.png`.",
     "Adapter.path": "The file that training wrote.",
     "Adapter.strength": "0 is off, 1 is as trained.",
@@ -115,7 +122,9 @@ def pages() -> Iterator[str]:
     from hcpdiff.diffusion import guidance, losses, noise, samplers, timesteps, weights
     from hcpdiff.infer.request import Adapter, InferSettings, Request
     from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
+    from hcpdiff.tools.settings import MergeAdapter, MergePart, MergeSettings
     from hcpdiff.train import loggers, optimizers, schedules, settings
+    from hcpdiff.train.words import WordSpec
 
     unknown = SECTIONS.keys() - ABOUT.keys()
     assert not unknown, f"say what the sections {unknown} are"
@@ -148,6 +157,8 @@ def pages() -> Iterator[str]:
     yield target("hcpdiff.plugins.ControlNet", ControlNet, given=2)
 
     yield "## about\n\n" + keys("about", settings.About)
+    yield "## words\n\n" + keys("words.<word>", WordSpec) + "\n\n[Words](words.md) shows them in use."
+
     yield "## finetune\n\n" + keys("finetune[i]", settings.LayerGroup)
 
     yield "## train\n\n" + keys("train", settings.TrainSettings)
@@ -174,11 +185,15 @@ def pages() -> Iterator[str]:
 
     yield "## infer\n\n" + keys("infer", InferSettings)
     more = [f"`{name}`" for name in names(InferSettings) if name not in names(Request)]
-    yield f"Requests in `train.preview.requests` have the same keys but for {' and '.join(more)}."
+    yield f"Requests in `train.preview.requests` have the same keys but for {', '.join(more[:-1])} and {more[-1]}."
     yield keys("infer.adapters.<name>", Adapter, "###")
     yield listed("Combining predictions", "infer.combine", guidance, "pred_negative")
     yield listed("Samplers", "infer.sampler", samplers, "predict")
     yield listed("Spacings", "infer.spacing", timesteps, "num_steps")
+
+    yield "## merge\n\n" + keys("merge", MergeSettings)
+    yield keys("merge.parts.<name>", MergePart, "###")
+    yield keys("merge.adapters.<name>", MergeAdapter, "###")
 
 
 def keys(name: str, receiver: Any, level: str = "", *, leave_out: tuple[str, ...] = ()) -> str:

@@ -28,8 +28,10 @@ MAY_IMPORT = {
     "models": BASE | {"diffusion", "formats"},
     "infer": BASE | {"config", "data", "diffusion", "formats", "models", "plugins"},
     "train": BASE | {"config", "data", "diffusion", "formats", "models", "plugins", "infer"},
+    # Of models only where they are on disk; of plugins only how layers are named.
+    "tools": BASE | {"config", "formats", "models.hub", "plugins.targets"},
     "project": set(),
-    "cli": {"config", "formats", "infer", "train", "plugins", "project"},
+    "cli": {"config", "formats", "infer", "train", "plugins", "project", "tools"},
     "__main__": {"cli"},
     "__init__": {"lazy", "config", "infer", "train"},
 }

@@ -46,7 +46,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 def test_help_lists_every_command_with_a_whole_sentence(run: Run) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    for command in ("init", "train", "infer", "check", "show", "layers", "data"):
+    for command in ("init", "train", "infer", "check", "show", "layers", "data", "merge", "inspect"):
         assert f"\n  {command} " in out
     assert "..." not in out.split("Commands:")[1]
     assert run() == (0, out, "")

@@ -26,6 +26,8 @@ DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rg
 # What users have when they follow the documents: their pictures and prompts, and files that runs have left.
 LORAS = ("lora", "mine", "lora_sd3")
 LEFT_BY_RUNS = (*(f"exps/{name}/style.safetensors" for name in LORAS), "exps/controlnet/control.safetensors")
+LEFT_BY_RUNS += ("exps/textual-inversion/my-toy.safetensors",)
+MODELS = ("models/anime.safetensors",)
 TINY = {  # {page of a family: what makes a small model of it}
     "sd": ("tiny_unet", "tiny_sd"),
     "sdxl": ("tiny_unet", "tiny_sdxl"),
@@ -92,7 +94,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / block.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
-    for name in LEFT_BY_RUNS:
+    for name in (*LEFT_BY_RUNS, *MODELS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         save_file({}, tmp_path / name, {CONFIG: of_a_run()})
     (tmp_path / "prompts.txt").write_text("a red star\n", encoding="utf-8")

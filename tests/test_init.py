@@ -43,7 +43,7 @@ def test_the_starter_configs_have_no_mistakes_in_the_new_folder(
     assert cli.main(["init", "demo"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "now: cd demo && hcpdiff train --cfg cfgs/lora.yaml"
     monkeypatch.chdir(tmp_path / "demo")
-    for name in ("lora", "controlnet", "full_finetune"):
+    for name in ("lora", "controlnet", "full_finetune", "textual_inversion"):
         assert cli.main(["check", "--cfg", f"cfgs/{name}.yaml"]) == 0
 
 

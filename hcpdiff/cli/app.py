@@ -11,7 +11,7 @@ from hcpdiff.cli import cache, files, runs
 
 COMMANDS = (
     *(runs.init, runs.train, runs.infer, runs.check, runs.show, runs.layers, runs.data),
-    *(files.convert,),
+    *(files.convert, files.merge, files.extract, files.resize, files.inspect),
 )
 
 

@@ -9,7 +9,7 @@ from hcpdiff.config.loading import Config
 from hcpdiff.config.mistakes import ConfigError, Mistake, hint
 from hcpdiff.config.reading import Reader
 from hcpdiff.config.rehearsal import rehearse
-from hcpdiff.config.selectors import check_selectors, check_sizes
+from hcpdiff.config.selectors import check_merge, check_selectors, check_sizes
 
 
 def check(
@@ -22,7 +22,8 @@ def check(
     Args:
         trust: packages that `_target_` may name besides the ones hcpdiff trusts.
         needs: sections that must be there, e.g. ("model", "data", "train").
-        selectors: also whether every layer selector matches a layer of the model, built without weights.
+        selectors: also whether every layer selector matches a layer of the model, built without weights, and whether
+            the files of a merge go together.
     """
     reader = Reader(config.origin, (*config.trust, *trust))
     reader.mistakes += config.mistakes
@@ -40,6 +41,7 @@ def check(
     if selectors and not reader.mistakes:
         check_selectors(config, reader)
         check_sizes(config, made, reader)
+        check_merge(made, reader)
     return list(dict.fromkeys(reader.mistakes))
 
 

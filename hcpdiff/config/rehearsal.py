@@ -37,18 +37,19 @@ class _Parameters:
 
 
 def rehearse(tree: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
-    """Note what constructors refuse in a config that has no other mistakes: what was made of data, train and infer.
+    """Note what constructors refuse in a config that has no other mistakes: what was made of those sections.
 
     What takes long to look at, such as every image, is left to `hcpdiff data` and `hcpdiff train`.
     """
     plans = {
         section: reader.read(tree[section], sections.annotation(section), (section,))
-        for section in ("data", "train", "infer")
+        for section in ("data", "words", "train", "infer", "merge")
         if tree.get(section) is not None
     }
     made = {section: _made(plan, reader) for section, plan in plans.items()}
     _look_into_folders(made.get("data"), plans.get("data"), reader)
     _check_together(made.get("data"), made.get("train"), reader)
+    _check_words(made.get("words"), tree.get("plugins") or {}, reader)
     optimizer = plans["train"].kwargs.get("optimizer") if isinstance(plans.get("train"), Call) else None
     if isinstance(optimizer, Call):
         _check_optimizer(optimizer, reader)
@@ -129,6 +130,15 @@ def _check_together(datasets: Any, train: Any, reader: Reader) -> None:
             check(datasets)
         except ValueError as error:
             reader.wrong_text(("data",), str(error))
+
+
+def _check_words(words: Any, plugins: Any, reader: Reader) -> None:
+    """Names that cannot be, or not beside those of the plugins."""
+    if isinstance(words, dict):
+        try:
+            importlib.import_module("hcpdiff.train.words").check_names(words, plugins)
+        except ValueError as error:
+            reader.wrong_text(("words",), str(error))
 
 
 def _check_optimizer(call: Call, reader: Reader) -> None:

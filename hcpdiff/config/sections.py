@@ -16,9 +16,11 @@ SECTIONS: dict[str, type | str] = {
     "model": "hcpdiff.models.family:ModelFamily",
     "data": "{hcpdiff.data.streams:AnyDataset}",
     "plugins": "{hcpdiff.plugins.spec:PluginSpec}",
+    "words": "{hcpdiff.train.words:WordSpec}",
     "finetune": "[hcpdiff.train.settings:LayerGroup]",
     "train": "hcpdiff.train.settings:TrainSettings",
     "infer": "hcpdiff.infer.request:InferSettings",
+    "merge": "hcpdiff.tools.settings:MergeSettings",
 }
 
 

@@ -81,7 +81,8 @@ def check_selectors(config: Config, reader: Reader) -> None:
         group = _outer(reader.read(node, sections.item("finetune"), key))
         find = partial(find_layers, prefixes=("re:",))
         touched += _paths(group.on, _find(reader, find, parts, group.on, group.layers, (*key, "layers")))
-    _check_caches(config, touched, reader)
+    words = any(node.get("train", True) for node in (config.get("words") or {}).values())
+    _check_caches(config, touched, reader, words=words)
 
 
 def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader) -> None:
@@ -110,6 +111,20 @@ def check_sizes(config: Config, sections_made: Mapping[str, Any], reader: Reader
             check_size(family, request.size, where=shown(place))
         except ValueError as error:
             reader.wrong_text(place, str(error))
+
+
+def check_merge(sections_made: Mapping[str, Any], reader: Reader) -> None:
+    """Note why the files of a merge do not go together; of models only the names and shapes are read.
+
+    Args:
+        sections_made: what was made of `merge`.
+    """
+    if (settings := sections_made.get("merge")) is None:
+        return
+    try:
+        importlib.import_module("hcpdiff.tools.merge").check(settings)
+    except (ValueError, OSError) as error:
+        reader.wrong_text(("merge",), str(error))
 
 
 def _skeletons(config: Config, reader: Reader) -> Skeleton | None:
@@ -220,7 +235,7 @@ def _paths(part: str, refs: Iterable[Any]) -> list[str]:
     return [f"{part}.{ref.path}".strip(".") for ref in refs]
 
 
-def _check_caches(config: Config, touched: Sequence[str], reader: Reader) -> None:
+def _check_caches(config: Config, touched: Sequence[str], reader: Reader, *, words: bool) -> None:
     """Note every cache of something that the run changes."""
     for name, node in (config.get("data") or {}).items():
         for cache_key, part, thing in (
@@ -230,3 +245,5 @@ def _check_caches(config: Config, touched: Sequence[str], reader: Reader) -> Non
             key: Key = ("data", name, cache_key)
             if node.get(cache_key) and any(f"{path}.".startswith(f"{part}.") for path in touched):
                 reader.wrong(key, f"this run changes {thing}, so what is cached would not be true; set it to false")
+        if words and node.get("cache_text"):
+            reader.wrong(("data", name, "cache_text"), "this run trains words, whose meaning changes; set it to false")

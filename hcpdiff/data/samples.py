@@ -126,12 +126,22 @@ class Samples:
         """Every prompt that a run can see; None if they are endless, or far more than there are samples."""
         prompts: set[Prompt] = set()
         for item in range(len(self.items)):
-            captions = self.captions_or_none(item, [])
-            possible = set() if captions is None else self.captioning.outcomes(captions)
-            if possible is None or len(prompts) > 4 * len(self) + 1000:
+            possible, all_of_them = self.prompts_of(item)
+            if not all_of_them or len(prompts) > 4 * len(self) + 1000:
                 return None
             prompts |= possible
         return prompts
+
+    def prompts_of(self, item: int) -> tuple[set[Prompt], bool]:
+        """The prompts that an item can have, and whether these are all: of endless ones it is one."""
+        captions = self.captions_or_none(item, [])
+        if captions is None:
+            return set(), True
+        possible = self.captioning.outcomes(captions)
+        if possible is not None:
+            return possible, True
+        rng = python_random(self.seed, f"{self.name}/prompt of an item", item)
+        return {self.captioning.draw(captions, rng, self._caption_weights(item))}, False
 
     @property
     def variants(self) -> int | None:

@@ -21,7 +21,7 @@ OTHERS = {  # {what it is: a key}
     "a GLoRA": r"\.[ab][12]\.weight",
     "a DoRA": r"\.(?:dora_scale|lora_magnitude_vector)",
     "a change of full weights": r"\.diff(?:_b)?$",
-    "a textual inversion": r"^(?:emb_params|clip_[lg]|t5|<.+>)$",
+    "a textual inversion": r"^(?:em[bp]_params|clip_[lg]|t5|t5xxl|<.+>)$",
     "a ControlNet": r"^(?:control_model\.|controlnet_)",
     "a whole model": r"^(?:model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.)",
 }

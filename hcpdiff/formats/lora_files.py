@@ -35,6 +35,7 @@ SUFFIXES = {
     ".lora_B": "up",
     ".alpha": "alpha",
 }
+BUNDLE = "bundle_emb."  # begins the keys of learned words within a LoRA; see `word_files`
 _LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
@@ -214,6 +215,12 @@ def listing(names: Iterable[str], most: int = 20) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a file has besides learned words, and the words that are bundled with it."""
+    words = {key: tensor for key, tensor in tensors.items() if key.startswith(BUNDLE)}
+    return {key: tensor for key, tensor in tensors.items() if key not in words}, words
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,8 +10,17 @@ from pathlib import Path
 from torch import Tensor
 
 from hcpdiff.formats import detect, diffusers, kohya, original, peft
-from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, read_tensors, split, swapped
+from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, parted, read_tensors, split, swapped
 from hcpdiff.formats.names import ARCHITECTURES, Architecture, architecture, find
+
+_ARCHITECTURES = {  # {how modelspec's name of an architecture begins: family}
+    "stable-diffusion-xl": "sdxl",
+    "stable-diffusion-3": "sd3",
+    "stable-diffusion-v": "sd",
+    "flux-1": "flux",
+    "Z-Image": "zimage",
+    "Qwen-Image": "qwen_image",
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,7 @@ class LoRAFile:
     family: str  # one of `names.ARCHITECTURES`
     updates: dict[str, Update]  # by layer, as `names` writes it
     header: dict[str, str]
+    words: dict[str, Tensor]  # bundled with it, by their keys; see `word_files`
 
 
 def read(path: str | Path, family: str | None = None) -> LoRAFile:
@@ -39,21 +49,28 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path}: there is no such LoRA file")
     updates: dict[str, Update] = {}
-    form, header = "", {}
+    form, header, words = "", {}, {}
     for file in files:
         tensors, header = read_tensors(file)
+        tensors, words = parted(tensors)
         form = detect.form(tensors, str(file))
-        family = family or _noted(header) or detect.family(tensors)
+        family = family or _noted(header) or detect.family(tensors) or _of_modelspec(header)
         if family is None:
             raise ValueError(f"{file}: it does not tell for which model it is; say it: {', '.join(ARCHITECTURES)}")
         folder = file.parent.name if file.parent != path and path.is_dir() else None
         updates |= parse(tensors, header, architecture(family), where=str(file), file=file, folder=folder)
-    return LoRAFile(form, str(family), updates, header)
+    return LoRAFile(form, str(family), updates, header, words)
 
 
 def _noted(header: Mapping[str, str]) -> str | None:
     """The family that a file of ours says it is for."""
     return json.loads(header.get("hcpdiff.plugin", "{}")).get("file", {}).get("family")
+
+
+def _of_modelspec(header: Mapping[str, str]) -> str | None:
+    """The family by the architecture that a header names, e.g. stable-diffusion-xl-v1-base/lora."""
+    named = header.get("modelspec.architecture", "")
+    return next((family for start, family in _ARCHITECTURES.items() if named.startswith(start)), None)
 
 
 def parse(

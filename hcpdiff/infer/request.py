@@ -15,6 +15,7 @@ from hcpdiff.diffusion.process import Process
 from hcpdiff.types import Prompt
 
 Seed = Annotated[int, Range(ge=0, le=2**62)]  # torch's generators take a little more
+WordFile = Annotated[str, ExistingPath()]
 Sampler = Callable[[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor, Tensor, Process], Tensor]
 Spacing = Callable[[int, Process, tuple[int, int]], Tensor]
 
@@ -85,9 +86,10 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class InferSettings(Request):
-    """The `infer` section: a request, the adapters to load, and where the pictures go."""
+    """The `infer` section: a request, the adapters and words to load, and where the pictures go."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    words: WordFile | dict[str, WordFile | list[WordFile]] = field(default_factory=dict)
     out: str = "outputs"
 
     def sweeps(self) -> list[dict[str, float]]:

@@ -12,10 +12,12 @@ import torch
 from tqdm import tqdm
 
 from hcpdiff.config import build, load, require
+from hcpdiff.formats.word_files import holds_bundle
 from hcpdiff.infer.generation import Picture, check_size, generate, guidance_of
 from hcpdiff.infer.request import InferSettings, Request
 from hcpdiff.infer.save import contact_sheet, save_picture, write_image
 from hcpdiff.models.family import ModelFamily
+from hcpdiff.models.text.words import Words, load_words
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.weights import attach_files
 
@@ -46,6 +48,7 @@ def infer(
     family: ModelFamily = build(config, "model").to(_device()).eval()
     check_size(family, settings.size, where="infer.size")
     plugins = attach_files(family, {name: (a.path, 1.0) for name, a in settings.adapters.items()}, trust=trust)
+    attach_words(family, settings)
     sweeps, out = settings.sweeps(), Path(settings.out).expanduser()
     numbers = itertools.count(_next_number(out))
     with tqdm(total=len(settings.pictures()) * len(sweeps), desc="infer", unit="image", dynamic_ncols=True) as bar:
@@ -53,6 +56,29 @@ def infer(
     labels = [", ".join(f"{name} {strength:g}" for name, strength in strengths.items()) for strengths in sweeps]
     write_image(contact_sheet(rows, labels if settings.adapters else None), out / "sheet.png")
     return [picture for row in rows for picture in row]
+
+
+def attach_words(family: ModelFamily, settings: InferSettings) -> Words:
+    """The words of a request and those within its adapters' files, attached; of one name, the request's own.
+
+    Raises:
+        ValueError: two adapters have a word of one name, or a file has no words for this model.
+    """
+    own = load_words(family, settings.words)
+    vectors = {word.lower(): (word, own.of(word)) for word in own.names}
+    sources = dict.fromkeys(vectors, "infer.words")
+    for name, adapter in settings.adapters.items():
+        path = Path(adapter.path).expanduser()
+        bundled = load_words(family, path) if holds_bundle(path) else Words(family, {})
+        for word in bundled.names:
+            source = sources.setdefault(word.lower(), where := f"infer.adapters.{name}")
+            if source not in (where, "infer.words"):
+                raise ValueError(
+                    f"{where}: its file has the word {word!r}, and so has that of {source}; say which is meant: "
+                    f"infer.words: {{{word}: {path}}}"
+                )
+            vectors.setdefault(word.lower(), (word, bundled.of(word)))
+    return Words(family, dict(vectors.values())).attach()
 
 
 def _row(
@@ -67,7 +93,7 @@ def _row(
     for name, strength in strengths.items():
         plugins.set_strength(name, strength)
     used = {name: {"path": settings.adapters[name].path, "strength": value} for name, value in strengths.items()}
-    values = _plain(settings) | {"guidance": guidance_of(settings, family), "adapters": used}
+    values = _plain(settings) | {"guidance": guidance_of(settings, family), "adapters": used, "words": settings.words}
     written: list[Picture] = []
 
     def write(pictures: list[Picture]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hcpdiff.formats import reading
-from hcpdiff.formats.lora_files import read_tensors, write_tensors
+from hcpdiff.formats.lora_files import parted, read_tensors, write_tensors
 from hcpdiff.formats.names import ARCHITECTURES
 from hcpdiff.plugins import packing
 from hcpdiff.plugins.attach import attach
@@ -95,6 +95,7 @@ def load(path: str | Path, *, family: nn.Module | None = None, trust: Sequence[s
                 "model, which says what its keys mean"
             )
         return _foreign(path, family, header)
+    stored, _ = parted(stored)
     settings = json.loads(header.pop(HEADER))
     plugin = _plugin_class(settings.pop("class"), path, trust)
     scales, note = settings.pop("scales"), settings.pop("file", {})

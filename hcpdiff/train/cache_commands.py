@@ -18,6 +18,7 @@ from hcpdiff.train import caching
 from hcpdiff.train.objective import Objective
 from hcpdiff.train.parameters import parameter_groups
 from hcpdiff.train.precision import make_accelerator
+from hcpdiff.train.words import attach_words, word_groups
 
 
 def fill(cfg: str | Path, overrides: Sequence[str] = (), *, trust: Sequence[str] = ()) -> Iterator[str]:
@@ -111,8 +112,11 @@ def _run(config: Config) -> tuple[Objective, dict[str, Dataset]]:
     seed = config.get("seed", 0)
     family = build(config, "model")
     plugins = attach(family, build(config, "plugins") if config.get("plugins") else {}, seed=seed)
-    parameter_groups(family, plugins, build(config, "finetune") if config.get("finetune") else ())
-    objective = Objective.from_settings(family, plugins, build(config, "train"), seed=seed)
+    specs = build(config, "words") if config.get("words") else {}
+    words = attach_words(family, specs, seed=seed)
+    finetune = build(config, "finetune") if config.get("finetune") else ()
+    parameter_groups(family, plugins, finetune, word_groups(words, specs))
+    objective = Objective.from_settings(family, plugins, build(config, "train"), seed=seed, words=words)
     return objective, dict(build(config, "data"))
 
 

@@ -15,9 +15,10 @@ from hcpdiff.data.dataset import CacheMode, Dataset
 from hcpdiff.data.streams import Datasets
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.train import progress
-from hcpdiff.train.fingerprints import fingerprint, in_words
+from hcpdiff.train.fingerprints import fingerprint, in_words, of_tokenizer
 from hcpdiff.train.idle import on_device
 from hcpdiff.train.objective import Objective
+from hcpdiff.train.words import check_used
 from hcpdiff.types import Conditioning
 
 log = logging.getLogger("hcpdiff.train")
@@ -55,10 +56,13 @@ class Encoders:
         """What a cache on disk is keyed by; one in memory has this run's encoder anyway."""
         if mode != "disk":
             return ""
+        family = self.objective.family
         if part not in self._fingerprints:
-            self._fingerprints[part] = fingerprint(self.objective.family.get_submodule(part))
-        settings = self.objective.family.text_settings if part == "text_encoders" else ""
-        return self._fingerprints[part] + settings
+            self._fingerprints[part] = fingerprint(family.get_submodule(part))
+        if part != "text_encoders":
+            return self._fingerprints[part]
+        tokenizers = [f"{name}={of_tokenizer(each)}" for name, each in getattr(family, "tokenizers", {}).items()]
+        return " ".join([self._fingerprints[part], family.text_settings, *tokenizers])
 
     def about(self, part: str) -> str:
         """The encoder in words."""
@@ -77,7 +81,7 @@ def prepare(objective: Objective, datasets: Datasets, *, seed: int, quiet: bool 
         quiet: show no progress bars.
 
     Raises:
-        ValueError: a cache of something that this run changes, or a dataset is of no use.
+        ValueError: a cache of something that this run changes, a dataset is of no use, or a word is in no prompt.
     """
     for name, dataset in datasets.items():
         _check(objective, dataset.cache_latents, f"data.{name}.cache_latents", "vae", "latents change")
@@ -86,6 +90,8 @@ def prepare(objective: Objective, datasets: Datasets, *, seed: int, quiet: bool 
         spec = objective.family.latent
         with progress.bar(f"looking over {name}", "image", quiet) as show:
             dataset.prepare(seed, name, spec.multiple_of, log.info, max_side=spec.max_side, progress=show)
+    if objective.words is not None:
+        check_used(objective.words, datasets, negatives=objective.guidance is not None)
 
 
 def fill(
@@ -173,6 +179,8 @@ def _check(objective: Objective, mode: CacheMode, key: str, part: str, effect: s
     """Raise if a cache would hold what a plugin or the training changes."""
     if not mode:
         return
+    if part == "text_encoders" and objective.words_trained:
+        raise ValueError(f"{key}: this run trains words, whose meaning changes; set it to false")
     thing = {"vae": "the VAE", "text_encoders": "a text encoder"}[part]
     if objective.vae_trained if part == "vae" else objective.text_trained:
         raise ValueError(f"{key}: this run trains {thing}, so {effect}; set it to false")

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hcpdiff.formats import contract, metadata
+from hcpdiff.formats import contract, metadata, word_files
 from hcpdiff.formats.lora_files import Update
 from hcpdiff.formats.names import Architecture
 from hcpdiff.plugins import packing, weights
@@ -20,14 +20,17 @@ log = logging.getLogger("hcpdiff.train")
 
 
 def export(trainer: Trainer) -> list[Path]:
-    """Write every plugin to <name>.safetensors, and the model to model/ if layers of its own were trained."""
+    """Write every plugin and trained word to <name>.safetensors, and to model/ the model if its layers were trained."""
     written, run = [], provenance.of_run(trainer)
     for name in trainer.plugins.specs:
         path = trainer.folder / f"{name}.safetensors"
-        weights.save(
-            trainer.plugins, name, path, {**_about(trainer, name), **provenance.of_plugin(trainer, name), **run}
-        )
+        about = {**_about(trainer, name), **provenance.of_plugin(trainer, name), **run}
+        weights.save(trainer.plugins, name, path, about)
         written.append(path)
+    for word in trainer.words.trained:
+        path, vectors = trainer.folder / f"{word}.safetensors", {word: trainer.words.of(word)}
+        about = {**provenance.of_model(trainer, "textual-inversion", word), **run}
+        written += word_files.write(vectors, path, "kohya", about)
     if trainer.finetune:
         path = trainer.folder / "model"
         trainer.family.save_pretrained(path)
@@ -36,6 +39,8 @@ def export(trainer: Trainer) -> list[Path]:
         log.info("wrote %s", path)
         if (name := path.stem) in trainer.plugins.specs:
             _report(trainer, name, path)
+        elif name in trainer.words.names:
+            log.info("%s loads in: %s", path.name, _readers(trainer, name))
     return written
 
 
@@ -55,6 +60,19 @@ def _report(trainer: Trainer, name: str, path: Path) -> None:
     if arch is not None and updates is not None:
         results = contract.check(path, updates, arch.name, branch=trainer.plugins.specs[name].branch)
         log.info("%s %s", path.name, contract.lines(results))
+
+
+def _readers(trainer: Trainer, word: str) -> str:
+    """Where the file of a word loads, and what it is called there."""
+    encoders = trainer.words.of(word)
+    comfy = f"ComfyUI (as embedding:{word})"
+    if not encoders.keys() <= {"clip", "clip_l", "clip_g", "t5"}:
+        return "no other program that is known"
+    if list(encoders) == ["clip"]:
+        return f"{comfy}, kohya, the web UI, diffusers (with token={word!r})"
+    if trainer.family.architecture == "sdxl" and set(encoders) == {"clip_l", "clip_g"}:
+        return f"{comfy}, kohya, the web UI; for diffusers, convert it, as that wants a file for each text encoder"
+    return f"{comfy}; not known to load elsewhere with {', '.join(encoders)}"
 
 
 def _lora(trainer: Trainer, name: str) -> tuple[Architecture | None, dict[str, Update] | None]:

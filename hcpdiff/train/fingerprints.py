@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hcpdiff.models.text.placeholders import learned_vectors, learned_words
 
 _THREADS = 8
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights with their names and dtypes, and of its settings: what its output depends on."""
+    """A hash of a module's weights with their names and dtypes, and of its settings: what its output depends on.
+
+    The vectors of words that are attached to text encoders are among them.
+    """
     tensors = list(module.state_dict().items())
+    for path, part in module.named_modules():
+        tensors += [(f"{path} word {i}", vectors) for i, vectors in enumerate(learned_vectors(part))]
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing lets other threads run
         hashes = pool.map(_hash, [tensor for _, tensor in tensors])
         digest = hashlib.blake2b(digest_size=16)
@@ -23,6 +32,18 @@ def fingerprint(module: nn.Module) -> str:
     for path, part in module.named_modules():
         digest.update(f"{path} {type(part).__name__} {_settings(part)}".encode())
     return digest.hexdigest()
+
+
+def of_tokenizer(tokenizer: Any) -> str:
+    """A hash of all that decides which ids a text gets: vocabulary, rules, learned words and length."""
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content |= {"padding": None, "truncation": None}  # of its last call
+    else:
+        content = tokenizer.get_vocab()
+    rules = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token, type(tokenizer).__name__]
+    text = json.dumps([content, rules, learned_words(tokenizer)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def in_words(module: nn.Module) -> str:

@@ -14,6 +14,7 @@ from hcpdiff.diffusion.noise import gaussian
 from hcpdiff.diffusion.process import Process
 from hcpdiff.diffusion.timesteps import uniform
 from hcpdiff.models.family import ModelFamily
+from hcpdiff.models.text.words import Words
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.plugin import PluginInputs
 from hcpdiff.randomness import generator
@@ -25,6 +26,7 @@ class Objective(nn.Module):
     """The denoising loss of a model family with its plugins.
 
     Args:
+        words: attached to the family, if there are any.
         timesteps: (count, generator) -> (count,) timesteps.
         noise: (latents, generator) -> noise of the same shape.
         loss: (model_pred, target, timesteps, process) -> unreduced loss.
@@ -38,6 +40,7 @@ class Objective(nn.Module):
         plugins: PluginGroup,
         *,
         seed: int,
+        words: Words | None = None,
         timesteps: Callable[[int, Generator], Tensor],
         noise: Callable[[Tensor, Generator], Tensor],
         loss: Callable[[Tensor, Tensor, Tensor, Process], Tensor],
@@ -45,19 +48,26 @@ class Objective(nn.Module):
         guidance: float | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.family, self.plugins, self.seed = family, plugins, seed
+        self.family, self.plugins, self.words, self.seed = family, plugins, words, seed
         self.timesteps, self.noise, self.loss = timesteps, noise, loss
         self.weighting, self.guidance = weighting, guidance
 
     @classmethod
     def from_settings(
-        cls, family: ModelFamily, plugins: PluginGroup, settings: TrainSettings, *, seed: int
+        cls,
+        family: ModelFamily,
+        plugins: PluginGroup,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        words: Words | None = None,
     ) -> Objective:
         """The objective of a run; left out, timesteps are uniform, noise is Gaussian and the loss the squared error."""
         return cls(
             family,
             plugins,
             seed=seed,
+            words=words,
             timesteps=settings.timesteps or uniform,
             noise=settings.noise or gaussian,
             loss=settings.loss or mse,
@@ -120,8 +130,13 @@ class Objective(nn.Module):
 
     @cached_property
     def text_trained(self) -> bool:
-        """Whether a text encoder, or a plugin on one, learns: then prompts are encoded with gradients."""
-        return self._trains("text_encoders")
+        """Whether a text encoder, a plugin on one or a word learns: then prompts are encoded with gradients."""
+        return self.words_trained or self._trains("text_encoders")
+
+    @property
+    def words_trained(self) -> bool:
+        """Whether a word learns."""
+        return self.words is not None and bool(self.words.trained)
 
     @cached_property
     def vae_trained(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,8 +13,16 @@ from hcpdiff.plugins.targets import find_layers
 from hcpdiff.train.settings import LayerGroup
 
 
-def parameter_groups(family: ModelFamily, plugins: PluginGroup, finetune: Sequence[LayerGroup]) -> list[dict[str, Any]]:
+def parameter_groups(
+    family: ModelFamily,
+    plugins: PluginGroup,
+    finetune: Sequence[LayerGroup],
+    words: Iterable[Mapping[str, Any]] = (),
+) -> list[dict[str, Any]]:
     """Freeze the family but for the `finetune` layers, and give the optimizer's groups: {params, name, lr?}.
+
+    Args:
+        words: the groups of learned words.
 
     Raises:
         ValueError: nothing is trained, an entry of `finetune` trains nothing, or weights are too coarse to train.
@@ -42,9 +50,9 @@ def parameter_groups(family: ModelFamily, plugins: PluginGroup, finetune: Sequen
         for p in params:
             p.requires_grad_(True)
         groups.append({"params": params, "name": f"finetune[{i}]"} | ({} if group.lr is None else {"lr": group.lr}))
-    groups += [{k: v for k, v in group.items() if v is not None} for group in plugins.param_groups()]
+    groups += [{k: v for k, v in group.items() if v is not None} for group in (*plugins.param_groups(), *words)]
     if not groups:
-        raise ValueError("nothing to train: give the config a `plugins` or a `finetune` section")
+        raise ValueError("nothing to train: give the config a `plugins`, a `words` or a `finetune` section")
     return groups
 
 

@@ -48,7 +48,7 @@ def of_model(trainer: Trainer, kind: str, title: str) -> dict[str, str]:
     config: Any = family.denoiser.config
     values = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(cast("Any", config))
     prediction = getattr(family.process, "prediction", None)
-    said = asdict(about) | {"title": about.title or title}
+    said = asdict(about) | {"title": about.title or title, "trigger_words": about.trigger_words or trainer.words.names}
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     variant = metadata.variant(family.architecture, values, str(prediction))
     clip_skip, size = getattr(family, "clip_skip", 0), _largest_size(trainer)

@@ -70,6 +70,7 @@ def make_trainer(config: Config, folder: Path) -> Trainer:
         settings,
         plugins=plugins,
         folder=folder,
+        words=build(config, "words") if config.get("words") else {},
         finetune=build(config, "finetune") if config.get("finetune") else (),
         seed=seed,
         metadata=metadata,

@@ -57,7 +57,7 @@ class About:
     license: str | None = None
     usage_hint: str | None = None  # e.g. which strength works well
     tags: list[str] = field(default_factory=list)
-    trigger_words: list[str] = field(default_factory=list)  # what a prompt has to say for the LoRA to work
+    trigger_words: list[str] = field(default_factory=list)  # what a prompt has to say; default: the run's words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from hcpdiff.train.precision import make_accelerator
 from hcpdiff.train.schedules import restore, state_of
 from hcpdiff.train.settings import About, LayerGroup, TrainSettings
 from hcpdiff.train.stopping import StopSignals
+from hcpdiff.train.words import WordSpec, attach_words, check_names, word_groups
 from hcpdiff.types import Batch
 
 __all__ = ["NonFiniteLossError", "Trainer"]
@@ -43,6 +44,7 @@ class Trainer:
         family: the base model; everything in it that `finetune` does not name is frozen.
         datasets: by name.
         plugins: attached to `family`.
+        words: by name; they are made here, and attached to `family`.
         folder: of the run, for checkpoints, logs, previews and what is trained.
         metadata: more for the header of the files that a user takes away.
         about: what these say to people.
@@ -62,6 +64,7 @@ class Trainer:
         *,
         plugins: PluginGroup,
         folder: Path,
+        words: Mapping[str, WordSpec] | None = None,
         finetune: Sequence[LayerGroup] = (),
         seed: int = 0,
         metadata: Mapping[str, str] | None = None,
@@ -75,8 +78,10 @@ class Trainer:
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
         self.accelerator = make_accelerator(settings.precision)
-        groups = parameter_groups(family, plugins, finetune)
-        self.objective = Objective.from_settings(family, plugins, settings, seed=seed)
+        check_names(words or {}, plugins.specs)
+        self.words = attach_words(family, words or {}, seed=seed)
+        groups = parameter_groups(family, plugins, finetune, word_groups(self.words, words or {}))
+        self.objective = Objective.from_settings(family, plugins, settings, seed=seed, words=self.words)
         self.objective.to(self.accelerator.device).train()
         family.gradient_checkpointing(settings.gradient_checkpointing)
         self.parameters = trained_parameters(self.objective)
@@ -271,7 +276,7 @@ class Trainer:
             yield
 
     def export(self) -> list[Path]:
-        """Write what a user takes away: a file per plugin, a folder of the model if its own layers were trained."""
+        """Write what a user takes away: a file per plugin and word, a folder of the model if it was trained itself."""
         if not self.accelerator.is_main_process:
             return []
         with self.averaged():

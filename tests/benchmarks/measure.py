@@ -44,7 +44,7 @@ class PeakMemory(TorchDispatchMode):
             if torch.is_tensor(x):
                 storage = x.untyped_storage()
                 reference = StorageWeakRef(storage)
-                if reference.cdata not in given:
+                if reference.cdata not in given and not x.is_meta:
                     self.live[reference.cdata] = (reference, storage.nbytes())
         self.live = {k: v for k, v in self.live.items() if not v[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.live.values()))

@@ -57,6 +57,25 @@ def test_the_config_itself_is_right(lines: Lines) -> None:
 @pytest.mark.parametrize(
     ("override", "mistake"),
     [
+        ("words.my-cat={lrr: 1}", "words.my-cat.lrr: words.my-cat takes no such argument; did you mean 'lr'?"),
+        ("words.my-cat={lr: 0}", "words.my-cat.lr: 0 is out of range; use more than 0"),
+        ("words.my-cat={vectors: 0}", "words.my-cat.vectors: 0 is out of range; use 1 or more"),
+        ("words.my-cat={path: no.pt}", "words.my-cat.path: no file at no.pt; "),
+        ("words.my-cat={path: [images/a.txt, no.pt]}", "words.my-cat.path[1]: no file at no.pt; "),
+        (
+            "words.my-cat={path: images/a.txt, init: cat}",
+            "words.my-cat.init: the word starts from the file in `path`; ",
+        ),
+        ("words.my-cat={train: false}", "words.my-cat.train: a word that learns nothing and starts from nothing is "),
+        ("words.my-cat={init: cat, train: false, lr: 1}", "words.my-cat.lr: it would do nothing, because train is "),
+        ("words.my-cat={encoders: []}", "words.my-cat.encoders: the list is empty; leave it out"),
+        ("words={my cat: {}}", "words: 'my cat' is no name of a word; use one without spaces and commas"),
+        ("words={3: {}}", "words: 3 is not text; write it in quotes"),
+        ("words={a/b: {}}", "words.a/b: its file is called like it, so it can have no slash; use another name"),
+        (
+            "words.Style={}",
+            "words.Style: the plugin 'style' has this name too, and both would be written to Style.safet",
+        ),
         ("plugins.style.rank=0", "plugins.style.rank: 0 is out of range; use 1 or more"),
         ("plugins.style.rank=-3", "plugins.style.rank: -3 is out of range; use 1 or more"),
         ("plugins.style.rank=1.5", "plugins.style.rank: 1.5 is out of range; use more than 0 and 1 or less"),
@@ -145,6 +164,11 @@ def test_a_model_that_is_not_there_is_a_mistake_without_plugins_too(lines: Lines
     ("overrides", "lines_expected"),
     [
         (["data.main.cache_text=memory"], ["data.main.cache_text: this run changes a text encoder"]),
+        (
+            ["data.main.cache_text=memory", "~plugins", "words.my-cat={}"],
+            ["data.main.cache_text: this run trains words, whose meaning changes; set it to false"],
+        ),
+        (["data.main.cache_text=memory", "~plugins", "words.my-cat={init: cat, train: false}"], []),
         (["data.main.cache_text=memory", "plugins.style.on=denoiser", r"plugins.style.layers=['re:.*to_q']"], []),
         (
             ["data.main.cache_latents=memory", "finetune=[{on: vae, layers: ['']}]"],

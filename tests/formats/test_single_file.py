@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hcpdiff.formats import single_file
+from hcpdiff.formats.single_file.inverse import table_of
+from hcpdiff.formats.single_file.layouts import recognise
+from hcpdiff.formats.tensor_files import TensorFile
 from hcpdiff.models.flux.family import Flux
 from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
@@ -84,6 +87,21 @@ def test_a_model_comes_back_from_its_single_file_bit_by_bit(name: str, made: Cal
     with torch.no_grad():
         ours, theirs = loaded.encode_prompt(["ab c"]), original.encode_prompt(["ab c"])
     assert torch.equal(ours.tokens, theirs.tokens)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_tensors_are_found_without_a_model(name: str, made: Callable[[str], Path]) -> None:
+    root = made(name)
+    stored = TensorFile(root / "model.safetensors")
+    shapes = {key: entry.shape for key, entry in stored.entries.items()}
+    for folder, part in recognise(shapes, "").parts.items():
+        keys = part.keys(shapes)
+        table = table_of(part, {key: shapes[full] for key, full in keys.items()})
+        assert {source.key for source in table.values()} == keys.keys()
+        files = (root / "folder" / folder).glob("*.safetensors") if keys else ()
+        for key, tensor in ((key, tensor) for file in files for key, tensor in load_file(file).items()):
+            source = table[key] if key in table else table[f"text_model.{key}"]
+            assert torch.equal(source.take(stored.get(keys[source.key])), tensor)
 
 
 @pytest.mark.parametrize("name", MODELS)

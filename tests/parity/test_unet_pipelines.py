@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hcpdiff.diffusion import samplers
 from hcpdiff.diffusion.guidance import guided
+from hcpdiff.formats import word_files
 from hcpdiff.models import SDXL, ModelFamily, StableDiffusion
+from hcpdiff.train.words import WordSpec, attach_words
 from hcpdiff.types import SizeInfo
 from tests.models.tiny_unet import tiny_sd, tiny_sdxl
 
@@ -114,6 +117,30 @@ def test_sampling_sdxl_with_guidance_and_sizes_equals_the_stock_pipeline(tmp_pat
     assert difference(sample(family, noise, sizes, 6, 4.0), stock) <= 1e-4  # rounding of six steps
     other = [SizeInfo((50, 40), (3, 7), (16, 24))] * 2
     assert difference(sample(family, noise, other, 6, 4.0), stock) > 1e-3, "height and width are told apart"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_learned_word_that_a_run_leaves_draws_the_same_in_the_stock_pipeline(kind: str, tmp_path: Path) -> None:
+    pipeline, family = (tiny_sd(), StableDiffusion) if kind == "sd" else (tiny_sdxl(), SDXL)
+    pipeline.save_pretrained(tmp_path)
+    pipeline, model = type(pipeline).from_pretrained(tmp_path), family.from_pretrained(tmp_path)
+    noise = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    sizes = [SizeInfo((16, 24), (0, 0), (16, 24))] * 2
+    plain = sample(model, noise, sizes, 4, 4.0)
+    words = attach_words(model, {"star": WordSpec(init="*[2, 3]")}, seed=0)
+    ours = sample(model, noise, sizes, 4, 4.0)
+    assert difference(ours, plain) > 0.01
+    (file,) = word_files.write({"star": words.of("star")}, tmp_path / "star.safetensors", "kohya")
+    if kind == "sd":
+        pipeline.load_textual_inversion(str(file), token="star")
+    else:
+        for name, end in (("clip_l", ""), ("clip_g", "_2")):
+            parts = {part: getattr(pipeline, f"{part}{end}") for part in ("text_encoder", "tokenizer")}
+            pipeline.load_textual_inversion(load_file(file)[name], token="star", **parts)
+    settings: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
+    stock = pipeline(PROMPTS, latents=noise, height=16, width=24, **settings).images
+    assert difference(ours, stock) <= 1e-4  # rounding of four steps
 
 
 @torch.no_grad()

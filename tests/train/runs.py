@@ -20,6 +20,7 @@ from hcpdiff.models.sd3.family import SD3
 from hcpdiff.plugins import LoRA, PluginSpec, attach
 from hcpdiff.train.settings import TrainSettings
 from hcpdiff.train.trainer import Trainer
+from hcpdiff.train.words import WordSpec
 from tests.models.tiny import tiny_pipeline
 
 SIZES = [(24, 24), (24, 36), (36, 24), (30, 30), (28, 40), (40, 28), (24, 26)]
@@ -88,6 +89,7 @@ def make(
     *,
     plugins: Mapping[str, PluginSpec] | None = None,
     data: Mapping[str, Dataset] | None = None,
+    words: Mapping[str, WordSpec] | None = None,
     finetune: Sequence[Any] = (),
     seed: int = 0,
     model: SD3 | None = None,
@@ -95,7 +97,7 @@ def make(
 ) -> Trainer:
     """A trainer of a LoRA on the tiny model, unless told otherwise."""
     model = family() if model is None else model
-    specs = ({} if finetune else {"style": lora()}) if plugins is None else plugins
+    specs = ({} if finetune or words else {"style": lora()}) if plugins is None else plugins
     given = {"steps": 4, "optimizer": adamw, "log_every": 1} | settings
     return Trainer(
         model,
@@ -103,6 +105,7 @@ def make(
         TrainSettings(**given),
         plugins=attach(model, specs, seed=seed),
         folder=folder,
+        words=words,
         finetune=finetune,
         seed=seed,
     )

@@ -118,6 +118,19 @@ def test_another_caption_is_other_data_and_another_base_is_another_base(config: 
         assert said[0][key] != said[1][key]
 
 
+def test_a_word_says_what_it_is_and_which_run_made_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    text = CONFIG.format(folder=tmp_path / "run").replace(
+        "    cache_text: memory\n", "    template: ['a sketchy {caption}']\n"
+    )
+    path.write_text(text + "words: {sketchy: {vectors: 2, lr: 1e-2}}\n", encoding="utf-8")
+    hcpdiff.train(path, ["~plugins"])
+    said = header(tmp_path / "run" / "sketchy.safetensors")
+    assert said["modelspec.architecture"] == "stable-diffusion-3-medium/textual-inversion"
+    assert said["modelspec.trigger_phrase"] == "sketchy"
+    assert main(["check", "--cfg", str(tmp_path / "run" / "sketchy.safetensors")]) == 0
+
+
 def test_a_single_file_is_known_by_its_hash(tmp_path: Path) -> None:
     base = tmp_path / "base.safetensors"
     base.write_bytes(b"some weights")

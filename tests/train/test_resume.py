@@ -17,6 +17,7 @@ from hcpdiff.train.optimizers import Muon
 from hcpdiff.train.schedules import cosine
 from hcpdiff.train.settings import EmaSettings, LayerGroup
 from hcpdiff.train.trainer import Trainer
+from hcpdiff.train.words import WordSpec
 from tests.train import runs
 
 
@@ -73,6 +74,18 @@ CASES: dict[str, dict[str, Any]] = {
             "b": runs.pictures(3, from_step=1, to_step=4, cache_latents="memory", cache_text="memory"),
         },
         "datasets": "sequential",
+    },
+    "words, one of them frozen, with a LoRA, bf16, EMA and gradient checkpointing": {
+        "words": {
+            "picture": WordSpec(vectors=2, lr=1e-2),
+            "pic-b": WordSpec(init="b"),
+            "pic-c": WordSpec(init="c", train=False),
+        },
+        "plugins": lambda: {"style": runs.lora()},
+        "data": lambda: {"main": runs.pictures(template=["picture of {caption}", "pic-b", "pic-c"])},
+        "precision": "bf16",
+        "ema": EmaSettings(decay=0.9),
+        "gradient_checkpointing": "all",
     },
     "mixed datasets, bf16, clipping off": {
         "plugins": lambda: {"style": runs.lora(), "text": runs.lora(on="text_encoders.clip_l", lr=None)},

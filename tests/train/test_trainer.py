@@ -249,7 +249,7 @@ def test_a_wrap_trains_beside_a_finetuned_host(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"plugins": {}}, "nothing to train: give the config a `plugins` or a `finetune` section"),
+        ({"plugins": {}}, "nothing to train: give the config a `plugins`, a `words` or a `finetune` section"),
         ({"plugins": {"style": runs.lora(lr=None, train=False)}}, "nothing to train"),
         ({"finetune": [LayerGroup(layers=["norm_out"])] * 2}, r"finetune\[0\]: trains nothing; later entries name all"),
         ({"finetune": [LayerGroup(layers=[""], on="unet")]}, r"finetune\[0\]\.on: 'unet' is no part of SD3; its parts"),

@@ -51,12 +51,10 @@ def _source(names: dit_names.Table, norms: Norms, key: str, shapes: Shapes) -> S
     return Source(name, change="halves" if swaps else "none")
 
 
-sd3: MakeTable = partial(_table, dit_names.SD3, {"transformer_blocks": ("joint_blocks", _SD3_NORMS)})
-flux: MakeTable = partial(
-    _table,
-    dit_names.FLUX,
-    {
-        "transformer_blocks": ("double_blocks", _DOUBLE_NORMS),
-        "single_transformer_blocks": ("single_blocks", _SINGLE_NORMS),
-    },
-)
+SD3_NORMS: Norms = {"transformer_blocks": ("joint_blocks", _SD3_NORMS)}
+FLUX_NORMS: Norms = {
+    "transformer_blocks": ("double_blocks", _DOUBLE_NORMS),
+    "single_transformer_blocks": ("single_blocks", _SINGLE_NORMS),
+}
+sd3: MakeTable = partial(_table, dit_names.SD3, SD3_NORMS)
+flux: MakeTable = partial(_table, dit_names.FLUX, FLUX_NORMS)

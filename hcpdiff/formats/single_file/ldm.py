@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hcpdiff.formats.single_file.table import Shapes, Source, Table
 
-_RESNET = {
+RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -15,7 +15,7 @@ _RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
-_SINGLE = {
+SINGLE = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -75,15 +75,15 @@ def _first_blocks(side: str, keys: Iterable[str]) -> dict[int, int]:
 
 def _unet_key(key: str, shapes: Shapes, first: dict[str, dict[int, int]]) -> str:
     layer, _, parameter = key.rpartition(".")
-    if layer in _SINGLE:
-        return f"{_SINGLE[layer]}.{parameter}"
+    if layer in SINGLE:
+        return f"{SINGLE[layer]}.{parameter}"
     found = re.fullmatch(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(\w+)\.(\d+)\.(.+)", key)
     layer, _, parameter = found[5].rpartition(".") if found else ("", "", "")
-    if found is None or (found[3] == "resnets" and layer not in _RESNET):
+    if found is None or (found[3] == "resnets" and layer not in RESNET):
         raise ValueError(f"{key}: the original code of Stable Diffusion has no such layer in its UNet")
     side, kind, i, rest = found[1], found[3], int(found[4]), found[5]
     if kind == "resnets":
-        rest = f"{_RESNET[layer]}.{parameter}"
+        rest = f"{RESNET[layer]}.{parameter}"
     if side is None:
         return f"middle_block.{1 if kind == 'attentions' else 2 * i}.{rest}"
     block = int(found[2])

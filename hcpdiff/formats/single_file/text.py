@@ -6,7 +6,7 @@ import re
 
 from hcpdiff.formats.single_file.table import Shapes, Source, Table
 
-_OPEN = {
+OPEN = {
     "embeddings.token_embedding.": "token_embedding.",
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.": "ln_final.",
@@ -43,7 +43,7 @@ def open_clip(shapes: Shapes) -> Table:
             joined = f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}"
             table[key] = Source(joined, (start, start + shape[0]))
             continue
-        for ours, original in _OPEN.items():
+        for ours, original in OPEN.items():
             name = name.replace(ours, original)
         table[key] = Source(name)
     return table

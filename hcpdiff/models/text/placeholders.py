@@ -12,13 +12,21 @@ from torch import Tensor, nn
 
 _PRIVATE = 0xF0000  # a plane of characters that no text has: one stands for each vector
 _ATTRIBUTE = "learned_words"  # of a tokenizer: {word: number of vectors}
+_VECTORS = "learned_vectors"  # of a text encoder: those that it reads, in the order of their ids
 
 
-def check_name(word: str, tokenizer: Any) -> None:
-    """Raise unless a tokenizer can learn this word."""
+def check_name(word: object) -> None:
+    """Raise for what cannot be a word at all."""
+    if not isinstance(word, str):
+        raise ValueError(f"words: {word!r} is not text; write it in quotes")
     if not word or re.search(r"[\s,]", word):
         raise ValueError(f"words: {word!r} is no name of a word; use one without spaces and commas, e.g. 'my-cat'")
-    if word.lower() in {known.lower() for known in getattr(tokenizer, _ATTRIBUTE, {})}:
+
+
+def check_free(word: str, tokenizer: Any) -> None:
+    """Raise unless a tokenizer can learn this word."""
+    check_name(word)
+    if word.lower() in {known.lower() for known in learned_words(tokenizer)}:
         raise ValueError(f"words.{word}: the model has a learned word of this name already; use another")
     if not tokenizer.is_fast:
         raise ValueError(
@@ -26,9 +34,29 @@ def check_name(word: str, tokenizer: Any) -> None:
         )
 
 
+def check_new(word: str, tokenizer: Any, where: str) -> None:
+    """Raise if a tokenizer has this word as one of its own: a prompt that means it would mean the learned one."""
+    ids = tokenizer(word, add_special_tokens=False).input_ids
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        raise ValueError(
+            f"words.{word}: {where} knows this word already, and what it means there would be lost; use another name, "
+            f"e.g. 'my-{word}'"
+        )
+
+
+def learned_words(tokenizer: Any) -> dict[str, int]:
+    """How many vectors each learned word of a tokenizer has, in the order of their ids."""
+    return dict(getattr(tokenizer, _ATTRIBUTE, {}))
+
+
+def learned_vectors(encoder: nn.Module) -> list[Tensor]:
+    """What a text encoder reads learned words as, each (n, D), in the order of their ids."""
+    return list(getattr(encoder, _VECTORS, ()))
+
+
 def first_new_id(tokenizer: Any) -> int:
     """The first id that a learned word of this tokenizer has, or the next would have."""
-    return len(tokenizer) - sum(getattr(tokenizer, _ATTRIBUTE, {}).values())
+    return len(tokenizer) - sum(learned_words(tokenizer).values())
 
 
 def with_words(tokenizer: Any, counts: Mapping[str, int]) -> Any:
@@ -39,7 +67,7 @@ def with_words(tokenizer: Any, counts: Mapping[str, int]) -> Any:
     from tokenizers import Regex, normalizers
 
     learned = copy.deepcopy(tokenizer)
-    known: dict[str, int] = getattr(tokenizer, _ATTRIBUTE, {})
+    known = learned_words(tokenizer)
     used, signs, found = sum(known.values()), [], {}
     for word, count in counts.items():
         found[word] = "".join(chr(_PRIVATE + used + len(signs) + i) for i in range(count))
@@ -88,8 +116,11 @@ def substitute(encoder: Any, vectors: Sequence[Tensor], first: int) -> Callable[
     layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
     handles = [encoder.register_forward_pre_hook(hide, with_kwargs=True)]
     handles += [layer.register_forward_hook(show) for layer in layers]
+    before = learned_vectors(encoder)
+    setattr(encoder, _VECTORS, [*before, *vectors])
 
     def undo() -> None:
+        setattr(encoder, _VECTORS, before)
         for handle in handles:
             handle.remove()
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hcpdiff.formats import word_files
+from hcpdiff.formats.word_files import Format
 from hcpdiff.models.family import ModelFamily
-from hcpdiff.models.text import word_files
-from hcpdiff.models.text.placeholders import check_name, first_new_id, substitute, with_words
-from hcpdiff.models.text.word_files import Format
+from hcpdiff.models.text.placeholders import check_free, first_new_id, substitute, with_words
 from hcpdiff.randomness import generator
 
 logger = logging.getLogger(__name__)
+_MEASURED = 1000  # words of a text encoder by which it is known how strong their vectors are
 _RANDOM = re.compile(r"\*\[\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*,\s*([0-9]+)\s*\]")
 
 
@@ -38,7 +39,7 @@ class Words(nn.Module):
         self.names = list(vectors)
         for word, given in vectors.items():
             for encoder, tensor in given.items():
-                check_name(word, self._family.tokenizers[encoder])
+                check_free(word, self._family.tokenizers[encoder])
                 _check_shape(word, encoder, tensor, width(self._family, encoder))
         if len({word.lower() for word in vectors}) != len(vectors):
             raise ValueError(f"words: {', '.join(vectors)}: names that differ in case alone are one name")
@@ -67,12 +68,19 @@ class Words(nn.Module):
             ValueError: a name or what it starts from is wrong.
         """
         encoders = list(family.text_encoders)
-        return cls(family, {w: {e: _start(family, e, w, text, seed) for e in encoders} for w, text in words.items()})
+        return cls(
+            family, {w: {e: vectors_of(family, e, w, text, seed=seed) for e in encoders} for w, text in words.items()}
+        )
 
     def of(self, word: str) -> dict[str, nn.Parameter]:
         """{text encoder: (n, D)} of one word."""
         key = _key(word)
         return {encoder: words[key] for encoder, words in self._by_encoder().items() if key in words}
+
+    @property
+    def trained(self) -> list[str]:
+        """Those with a vector that learns."""
+        return [word for word in self.names if any(p.requires_grad for p in self.of(word).values())]
 
     def attach(self) -> Words:
         """Let the family read these words, and return them.
@@ -86,7 +94,7 @@ class Words(nn.Module):
         for encoder, words in by_encoder.items():
             for word in self.names:
                 if _key(word) in words:
-                    check_name(word, family.tokenizers[encoder])
+                    check_free(word, family.tokenizers[encoder])
         for encoder, words in by_encoder.items():
             counts = {word: len(words[_key(word)]) for word in self.names if _key(word) in words}
             if not counts:
@@ -113,6 +121,17 @@ class Words(nn.Module):
         for undo in self._undo:
             undo()
         self._undo, self._tokenizers = [], {}
+
+    def seen_in(self, texts: Sequence[str]) -> set[str]:
+        """Which of the words some texts have, as a tokenizer finds them. They have to be attached."""
+        found: set[str] = set()
+        for encoder, (before, _) in self._tokenizers.items():
+            tokenizer, first = self._family.tokenizers[encoder], len(before)
+            counts = {word: len(vectors[encoder]) for word in self.names if encoder in (vectors := self.of(word))}
+            owners = [word for word, count in counts.items() for _ in range(count)]
+            for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids:
+                found |= {owners[i - first] for i in ids if first <= i < first + len(owners)}
+        return found
 
     def save(self, path: str | Path, format: Format = "kohya") -> list[Path]:
         """Write the words, and say where to.
@@ -193,9 +212,19 @@ def _placed(family: ModelFamily, word: str, found: Mapping[str, Tensor]) -> dict
     return placed
 
 
-def _start(family: Any, encoder: str, word: str, text: str, seed: int) -> Tensor:
-    """The first vectors of a word, (n, D)."""
+def vectors_of(
+    family: Any, encoder: str, word: str, text: str | None, *, seed: int, count: int | None = None
+) -> Tensor:
+    """The first vectors of a word for a text encoder, (n, D).
+
+    Args:
+        text: what it starts from; see `Words.create`. None is noise as strong as the vectors of the encoder's words.
+        count: how many vectors: of more the first, and fewer are repeated in turn. None takes as many as `text` makes.
+    """
     table = family.text_encoders[encoder].get_input_embeddings().weight.detach()
+    if text is None:
+        some = table[:: max(1, len(table) // _MEASURED)].float()
+        text = f"*[{some.std().item():.9f}, {count or 1}]"
     tokenizer, noise = family.tokenizers[encoder], generator(seed, "words", word, encoder)
     pieces = [*_RANDOM.split(text), "0", "0"]  # text, standard deviation, number, text ...
     parts: list[Tensor] = []
@@ -210,7 +239,12 @@ def _start(family: Any, encoder: str, word: str, text: str, seed: int) -> Tensor
     vectors = torch.cat(parts)
     if not len(vectors):
         raise ValueError(f"words.{word}: {text!r} makes no vector; use a text such as 'cat', or '*[0.02, 2]'")
-    return vectors
+    return resized(vectors, count)
+
+
+def resized(vectors: Tensor, count: int | None) -> Tensor:
+    """So many vectors: of more the first, and fewer are repeated in turn; None is all."""
+    return vectors if count is None else vectors[torch.arange(count) % len(vectors)]
 
 
 def _check_shape(word: str, encoder: str, tensor: Tensor, wide: int) -> None:

@@ -77,6 +77,8 @@ def test_words_are_read_among_weights_and_long_prompts(folders: dict[str, Path])
         Words.create(family, {"cat": "red"}).attach()
         found = family.encode_prompt(["abcdefghi (cat up:1.5)"])
         assert torch.equal(found.tokens, wanted.tokens), "the word goes on in the next chunk, each token weighted"
+        alone, text = (family.encode_prompt([f"({word}:1.5) a (b:0.5)"]).tokens for word in ("cat", "red"))
+        assert torch.equal(alone, text), "all of its vectors count more, and what follows keeps its own weight"
 
 
 @torch.no_grad()

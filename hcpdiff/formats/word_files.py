@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+
+from hcpdiff.formats.lora_files import BUNDLE, write_tensors
 
 logger = logging.getLogger(__name__)
 
 Format = Literal["kohya", "onetrainer", "a1111", "diffusers", "bundle"]
-BUNDLE = "bundle_emb."
 SINGLE = {"kohya": "emb_params", "onetrainer": "emp_params", "bundle": "string_to_param.*"}  # of one text encoder
 SUFFIXES = (".safetensors", ".pt", ".bin")
 # {key in a file: text encoder}; "": the file does not say which.
@@ -31,12 +33,19 @@ _ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5", "t5xxl": "t5"}
 _ENCODERS |= dict.fromkeys(("emb_params", "emp_params", "string_to_param.*"), "")
 
 
-def write(words: Mapping[str, Mapping[str, Tensor]], path: Path, format: Format) -> list[Path]:
-    """Write {word: {text encoder: (n, D)}}; see `Words.save`."""
+def write(
+    words: Mapping[str, Mapping[str, Tensor]], path: Path, format: Format, header: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write {word: {text encoder: (n, D)}}; see `Words.save`.
+
+    Args:
+        header: of safetensors files.
+    """
     if format not in get_args(Format):
         raise ValueError(f"format: {format!r} is unknown; use {', '.join(get_args(Format))}")
+    header = {"format": "pt", **(header or {})}
     if format == "bundle":
-        return [_write(_file(path, "words", ".safetensors"), bundle(words))]
+        return [_write(_file(path, "words", ".safetensors"), bundle(words), header)]
     suffix = ".pt" if format == "a1111" else ".safetensors"
     if path.suffix in SUFFIXES and len(words) != 1:
         raise ValueError(f"{path}: {len(words)} words do not go into one file of {format}; give a folder, or 'bundle'")
@@ -49,11 +58,10 @@ def write(words: Mapping[str, Mapping[str, Tensor]], path: Path, format: Format)
             written.append(_write_pt(file, word, vectors))
         elif format == "diffusers" and len(vectors) > 1:
             for encoder, tensor in vectors.items():
-                written.append(_write(file.with_name(f"{file.stem}.{encoder}{suffix}"), {word: tensor}))
+                written.append(_write(file.with_name(f"{file.stem}.{encoder}{suffix}"), {word: tensor}, header))
         else:
-            written.append(
-                _write(file, {word: next(iter(vectors.values()))} if format == "diffusers" else _flat(vectors, format))
-            )
+            flat = {word: next(iter(vectors.values()))} if format == "diffusers" else _flat(vectors, format)
+            written.append(_write(file, flat, header))
     return written
 
 
@@ -88,7 +96,8 @@ def read(path: Path) -> dict[str, dict[str, Tensor]]:
         elif (not bundled and word and "." in word) or tensor.ndim not in (1, 2) or not tensor.is_floating_point():
             raise ValueError(f"{path}: {key!r} of shape {tuple(tensor.shape)} is no learned word")
         else:
-            words.setdefault(word or path.stem, {})[_ENCODERS.get(key, "")] = tensor.reshape(-1, tensor.shape[-1])
+            encoder = _ENCODERS.get(key) or _ENCODERS.get(path.stem.rpartition(".")[2], "")
+            words.setdefault(word or path.stem, {})[encoder] = tensor.reshape(-1, tensor.shape[-1])
     if not words:
         raise ValueError(f"{path}: there is no learned word in it")
     return words
@@ -103,22 +112,83 @@ def read_one(path: Path, word: str) -> dict[str, Tensor]:
 
 
 def in_folder(path: Path) -> list[Path]:
-    """The files of a folder that may have words, by name; or a file itself."""
+    """The files of a folder that have words, by name; or a file itself. What else lies there is logged.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if not path.is_dir():
         return [path]
-    if not (files := sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)):
-        raise FileNotFoundError(f"{path}: no {', '.join(SUFFIXES)} file here")
-    return files
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    found = [file for file in files if holds_words(file) or holds_bundle(file)]
+    if not found:
+        raise FileNotFoundError(f"{path}: no {', '.join(SUFFIXES)} file with learned words here")
+    if others := [file.name for file in files if file not in found]:
+        logger.info("%s: there are no learned words in %s", path, ", ".join(others))
+    return found
+
+
+def holds_words(path: Path) -> bool:
+    """Whether a file has learned words and nothing else."""
+    keys = _keys(path)
+    return bool(keys) and all(_known(key) or "." not in key or key.startswith(BUNDLE) for key in keys)
+
+
+def holds_bundle(path: Path) -> bool:
+    """Whether a file has learned words within it, as a LoRA may."""
+    return path.is_file() and any(key.startswith(BUNDLE) for key in _keys(path))
+
+
+def convert(path: str | Path, to: str, out: str | Path | None = None) -> list[Path]:
+    """Write learned words in another form; their vectors stay what they are.
+
+    Args:
+        path: a file of any form, a LoRA with words in it, or a folder of such files.
+        to: one of `Format`.
+        out: a folder, or the file of a single word or a bundle; None is a folder beside `path` with the form in its
+            name. A file per word is called like the word, as that is what most programs go by.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no word in it, or the other form cannot hold it.
+    """
+    path = Path(path).expanduser()
+    words: dict[str, dict[str, Tensor]] = {}
+    for file in in_folder(path):
+        for word, found in read(file).items():
+            if double := found.keys() & words.get(word, {}).keys():
+                raise ValueError(f"{path}: several files have vectors of {word!r} for {next(iter(double)) or 'it'}")
+            words.setdefault(word, {}).update(found)
+    return write(words, path.with_name(f"{path.stem}-{to}") if out is None else Path(out).expanduser(), _format(to))
+
+
+def _format(name: str) -> Format:
+    if name not in get_args(Format):
+        raise ValueError(f"to: {name!r} is no form of learned words; use one of {', '.join(get_args(Format))}")
+    return name  # pyright: ignore[reportReturnType]
 
 
 def _known(key: str) -> bool:
     return key.removesuffix("_out") in _ENCODERS
 
 
+def _keys(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        return list(_tensors(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{path}: this is no safetensors file: {error}") from None
+
+
 def _flat(vectors: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
     """Tensors by the keys of a format."""
-    if list(vectors) == ["clip"]:
-        return {SINGLE[format]: vectors["clip"]}
+    if len(vectors) == 1 and (only := next(iter(vectors))) not in _ENCODERS:  # e.g. SD's "clip"
+        return {SINGLE[format]: vectors[only]}
     long = "t5" if format == "onetrainer" else "t5xxl"
     return {long if encoder == "t5" else encoder: tensor for encoder, tensor in vectors.items()}
 
@@ -129,16 +199,14 @@ def _file(path: Path, name: str, suffix: str) -> Path:
     return file
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, temporary, {"format": "pt"})
-    temporary.replace(path)
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Path:
+    write_tensors(path, tensors, header)
     return path
 
 
 def _write_pt(path: Path, word: str, vectors: Mapping[str, Tensor]) -> Path:
     flat = {key: tensor.detach().cpu().clone() for key, tensor in _flat(vectors, "bundle").items()}
-    if list(vectors) == ["clip"]:
+    if "string_to_param.*" in flat:
         content: dict[str, Any] = {"string_to_token": {"*": 265}, "string_to_param": {"*": flat["string_to_param.*"]}}
         content |= {"name": word, "step": 0, "sd_checkpoint": None, "sd_checkpoint_name": None}
     else:

@@ -1,0 +1,218 @@
+"""`hcpdiff inspect`: what a file holds, whatever program wrote it. Of models only names and shapes are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hcpdiff.formats import detect, peft, reading
+from hcpdiff.formats.lora_files import Update, without_mid
+from hcpdiff.formats.single_file.layouts import recognise
+from hcpdiff.formats.tensor_files import Entry, TensorFile
+from hcpdiff.tools.model_files import INDEX, ModelFiles, Tensors, layer_of, open_model, open_tensors, weights_of
+from hcpdiff.tools.report import LayerReport, Report
+
+HASHED = 1_000_000_000  # bytes: a file up to that size is hashed in a few seconds
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+_WORDS = re.compile(r"(?:emb_params|emp_params|clip_[lg]|t5|t5xxl)(?:_out)?|string_to_param\..*|bundle_emb\..+|<.+>")
+_CONTROL = re.compile(r"(?:control_model\.|controlnet_|zero_convs\.|input_hint_block\.).*")
+_TAGS = 10
+
+
+def inspect(path: str | Path, *, family: str | None = None) -> Report:
+    """Look into a LoRA of any program, a learned word, a ControlNet, a plugin's file, a model or a checkpoint.
+
+    Args:
+        path: a file or a folder.
+        family: one of `names.ARCHITECTURES`, for a LoRA that does not tell.
+
+    Raises:
+        FileNotFoundError: there is nothing of this name.
+        ValueError: it cannot be read.
+    """
+    given, path = str(path), Path(path).expanduser()
+    if path.is_file():
+        return _file(path, family)
+    if path.is_dir() and (path / "manifest.json").is_file():
+        return _checkpoint(path)
+    if path.is_dir() and peft.weights_in(path):
+        return _lora(path, [TensorFile(file) for file in peft.weights_in(path)], family)
+    if path.is_dir() and (path / "config.json").is_file() and not (path / INDEX).is_file():
+        return _part(path)
+    return _model(open_model(given))
+
+
+def _file(path: Path, family: str | None) -> Report:
+    if path.suffix not in (".safetensors", *PICKLED):
+        raise ValueError(f"{path}: no file of weights; they end in {', '.join(('.safetensors', *PICKLED))}")
+    stored = open_tensors(path)
+    if not stored.entries and path.suffix in PICKLED:
+        stored.entries = _nested(path)
+    keys = list(stored.entries)
+    plugin = json.loads(stored.metadata.get("hcpdiff.plugin", "{}"))
+    if plugin.get("file", {}).get("form") == "hcpdiff" or (plugin and "file" not in plugin):
+        return _plugin(stored, plugin)
+    if keys and all(map(_WORDS.fullmatch, keys)):
+        return _words(stored)
+    if any(map(_CONTROL.fullmatch, keys)):
+        return _about([stored], path, "ControlNet")
+    if path.suffix == ".safetensors" and _is_lora(keys):
+        return _lora(path, [stored], family)
+    try:
+        recognise({key: entry.shape for key, entry in stored.entries.items()}, path)
+    except ValueError as error:
+        report = _about([stored], path, _seems(keys) or "tensors")
+        report.notes.append(str(error).removeprefix(f"{path}: "))
+        report.layers = _layers(stored.entries)
+        return report
+    return _model(open_model(path))
+
+
+def _nested(path: Path) -> dict[str, Entry]:
+    """Of a learned word of AUTOMATIC1111's web UI, whose tensors are one level down."""
+    inner = torch.load(path, map_location="cpu", weights_only=True).get("string_to_param", {})
+    return {f"string_to_param.{key}": Entry(value.dtype, tuple(value.shape)) for key, value in inner.items()}
+
+
+def _is_lora(keys: Iterable[str]) -> bool:
+    return any(re.match(pattern, key) for key in keys for pattern in detect.FORMS.values())
+
+
+def _seems(keys: list[str]) -> str | None:
+    """What a file that is not read any further seems to be."""
+    found = [what for what, pattern in detect.OTHERS.items() if any(re.search(pattern, key) for key in keys)]
+    return " and ".join(found).removeprefix("a ").removeprefix("an ") or None
+
+
+def _about(files: list[Tensors], path: Path, kind: str) -> Report:
+    """What can be said of any file."""
+    entries = [entry for file in files for entry in file.entries.values()]
+    dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    metadata = {key: _parsed(value) for file in files for key, value in file.metadata.items()}
+    tags: Counter[str] = Counter()
+    frequencies = metadata.get("ss_tag_frequency")
+    for counts in frequencies.values() if isinstance(frequencies, dict) else ():
+        tags.update(counts)
+    return Report(
+        path=str(path),
+        kind=kind,
+        size=sum(file.path.stat().st_size for file in files),
+        sha256=_sha256(path) if path.is_file() and path.stat().st_size <= HASHED else None,
+        tensors=len(entries),
+        parameters=sum(entry.count for entry in entries),
+        dtypes=dict(dtypes.most_common()),
+        trigger_words=metadata.get("modelspec.trigger_phrase"),
+        tags=dict(tags.most_common(_TAGS)),
+        metadata=metadata,
+    )
+
+
+def _lora(path: Path, files: list[Any], family: str | None) -> Report:
+    report = _about(files, path, "LoRA")
+    try:
+        read = reading.read(path, family)
+    except ValueError as error:
+        report.notes.append(str(error).removeprefix(f"{path}: "))
+        return report
+    report.family, report.form = read.family, read.form
+    if read.words:
+        report.notes.append(f"with learned words: {', '.join(read.words)}")
+    report.layers = [_update(layer, update) for layer, update in read.updates.items()]
+    return report
+
+
+def _update(layer: str, update: Update) -> LayerReport:
+    plain = without_mid(update)
+    up, down = plain.up.double().flatten(1), plain.down.double().flatten(1)
+    square = float(((up.T @ up) * (down @ down.T)).sum())  # of the norm of up @ down, without making that
+    norm = max(square, 0.0) ** 0.5 if square == square else square
+    parts = [tensor for tensor in (update.up, update.down, update.mid, update.bias) if tensor is not None]
+    parameters = sum(tensor.numel() for tensor in parts)
+    return LayerReport(
+        layer, parameters, rank=update.rank, alpha=update.scale * update.rank, norm=abs(update.scale) * norm
+    )
+
+
+def _plugin(stored: Tensors, plugin: Mapping[str, Any]) -> Report:
+    module, _, name = str(plugin["class"]).partition(":")
+    report = _about([stored], stored.path, name if name == "ControlNet" else "plugin")
+    report.family = plugin.get("file", {}).get("family")
+    options = ", ".join(f"{key}={value}" for key, value in plugin.get("options", {}).items())
+    report.notes.append(f"made by {module}.{name}({options}) of hcpdiff on {plugin.get('on')}")
+    report.layers = _layers(stored.entries)
+    return report
+
+
+def _words(stored: Tensors) -> Report:
+    report = _about([stored], stored.path, "learned word")
+    for key, entry in stored.entries.items():
+        count = entry.shape[0] if len(entry.shape) > 1 else 1
+        report.notes.append(f"{key}: {count} vectors of width {entry.shape[-1] if entry.shape else 1}")
+    return report
+
+
+def _model(model: ModelFiles) -> Report:
+    kind = "model in one file" if model.layout else "model in a folder"
+    report = _about(list(model.files.values()), model.path, kind)
+    report.family = model.layout.title if model.layout else str(model.index.get("_class_name"))
+    report.layers = _layers({name: model.entry(name) for name in model.places})
+    return report
+
+
+def _part(path: Path) -> Report:
+    files = [TensorFile(file) for file in weights_of(path)]
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    report = _about(list(files), path, "part of a model")
+    names = config.get("architectures") or []
+    report.family = config.get("_class_name") or (names[0] if names else None)
+    if str(report.family).startswith("ControlNet") or str(report.family).endswith("ControlNetModel"):
+        report.kind = "ControlNet"
+    report.layers = _layers({key: entry for file in files for key, entry in file.entries.items()})
+    return report
+
+
+def _checkpoint(path: Path) -> Report:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    files = [TensorFile(file) for file in sorted(path.glob("*.safetensors"))]
+    report = _about(list(files), path, "checkpoint of a run")
+    missing = [name for name in manifest.get("sha256", {}) if not (path / name).is_file()]
+    report.notes = [f"after step {manifest.get('step')}", *(f"{name} is missing" for name in missing)]
+    report.notes += [f"{file.path.name}: {len(file.entries)} tensors" for file in files]
+    return report
+
+
+def _layers(entries: Mapping[str, Entry]) -> list[LayerReport]:
+    """Of tensors by name; a layer's shape is that of its weight."""
+    shapes: dict[str, list[int]] = {}
+    counts: Counter[str] = Counter()
+    for name, entry in entries.items():
+        layer = layer_of(name) or name
+        counts[layer] += entry.count
+        if layer not in shapes or name.endswith(".weight"):
+            shapes[layer] = list(entry.shape)
+    return [LayerReport(layer, count, shapes[layer]) for layer, count in counts.items()]
+
+
+def _parsed(text: str) -> Any:
+    """A value of a header, which is text and often JSON."""
+    if text[:1] not in ("{", "["):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:  # a text that begins with a bracket
+        return text
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
