@@ -106,9 +106,11 @@ def diffusers(file: File, layer: str, family: str) -> Change | None:
 
 Reader = Callable[[File, str, str], Change | None]
 _ALL: dict[str, Reader] = {"diffusers": diffusers, "ComfyUI": comfyui, "kohya": kohya}
+_UNET = {**_ALL, "the web UI": kohya}  # it has the names of kohya, for these alone
 _MUSUBI: dict[str, Reader] = {"diffusers": diffusers, "ComfyUI": comfyui, "musubi-tuner": kohya}
 READERS: dict[str, dict[str, Reader]] = {  # {family: the programs of which it is known whether they read its files}
-    **dict.fromkeys(("sd", "sdxl", "sd3", "flux"), _ALL),
+    **dict.fromkeys(("sd", "sdxl"), _UNET),
+    **dict.fromkeys(("sd3", "flux"), _ALL),
     "pixart": {"ComfyUI": comfyui},
     "zimage": _MUSUBI,
     "qwen_image": _MUSUBI,

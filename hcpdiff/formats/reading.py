@@ -54,7 +54,7 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
         tensors, header = read_tensors(file)
         tensors, words = parted(tensors)
         form = detect.form(tensors, str(file))
-        family = family or _noted(header) or detect.family(tensors) or _of_modelspec(header)
+        family = family or _noted(header) or _of_modelspec(header) or detect.family(tensors)
         if family is None:
             raise ValueError(f"{file}: it does not tell for which model it is; say it: {', '.join(ARCHITECTURES)}")
         folder = file.parent.name if file.parent != path and path.is_dir() else None

@@ -33,8 +33,8 @@ def attention_and_mlp(updates: dict[str, Update], model: str) -> dict[str, Updat
 @pytest.mark.parametrize(
     ("model", "loads", "missing"),
     [
-        ("sd", "diffusers, ComfyUI, kohya", None),
-        ("sdxl", "diffusers, ComfyUI, kohya", None),
+        ("sd", "diffusers, ComfyUI, kohya, the web UI", None),
+        ("sdxl", "diffusers, ComfyUI, kohya, the web UI", None),
         ("sd3.5", "diffusers, ComfyUI", "kohya"),
         ("flux", "diffusers, ComfyUI", "kohya"),
         ("pixart", "ComfyUI", None),
