@@ -121,7 +121,7 @@ def pages() -> Iterator[str]:
     from hcpdiff.data import dataset
     from hcpdiff.diffusion import guidance, losses, noise, samplers, timesteps, weights
     from hcpdiff.infer.request import Adapter, InferSettings, Request
-    from hcpdiff.plugins import ControlNet, LoRA, PluginSpec
+    from hcpdiff.plugins import ControlNet, DoRA, LoHa, LoKr, LoRA, PluginSpec
     from hcpdiff.tools.settings import MergeAdapter, MergePart, MergeSettings
     from hcpdiff.train import loggers, optimizers, schedules, settings
     from hcpdiff.train.words import WordSpec
@@ -153,7 +153,8 @@ def pages() -> Iterator[str]:
         "[plugins](plugins.md) explains them."
     )
     yield keys("plugins.<name>", PluginSpec, leave_out=("plugin", "options"))
-    yield target("hcpdiff.plugins.LoRA", LoRA, given=1)
+    for plugin in (LoRA, DoRA, LoHa, LoKr):
+        yield target(f"hcpdiff.plugins.{plugin.__name__}", plugin, given=1)
     yield target("hcpdiff.plugins.ControlNet", ControlNet, given=2)
 
     yield "## about\n\n" + keys("about", settings.About)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from hcpdiff.formats import readers
+from hcpdiff.formats import change_readers, readers
+from hcpdiff.formats.changes import AnyChange, Changes, mapped
 from hcpdiff.formats.lora_files import Update, Updates, listing, read_tensors, without_mid
 from hcpdiff.formats.names import canonical
-from hcpdiff.formats.readers import Change, File
+from hcpdiff.formats.readers import File
 
 log = logging.getLogger("hcpdiff.formats")
 
+Errors = dict[str, float | None]  # {layer: as a share of the largest value of its change; None: it is not read}
+COMPARED = 64  # layers
 TOLERANCE = 1e-2  # of the largest value: what saving as bfloat16 rounds away
 
 
@@ -32,17 +37,35 @@ class Result:
         return self.problem is None
 
 
-def check(path: str | Path, updates: Updates, family: str, *, branch: str | None = None) -> list[Result]:
+def check(
+    path: str | Path,
+    updates: Changes,
+    family: str,
+    *,
+    branch: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> list[Result]:
     """Read a written file as each program does, and compare with the live updates.
 
     Args:
         updates: what the plugins do, by layer.
         family: one of `names.ARCHITECTURES`.
         branch: the rows of a batch that the plugin works on; other programs have no such thing.
+        weights: of the layers, without the updates; needed where an update is no plain LoRA.
     """
     file = File(*read_tensors(Path(path)))
-    live = {canonical(layer): without_mid(update) for layer, update in updates.items()}
-    return [_result(program, file, live, family, branch) for program in readers.READERS[family]]
+    live = {canonical(layer): update for layer, update in updates.items()}
+    loras = {layer: without_mid(update) for layer, update in live.items() if isinstance(update, Update)}
+    if len(loras) == len(live):
+        return [
+            _result(program, file, _errors(loras, lambda layer, read=read: read(file, layer, family)), branch)
+            for program, read in readers.READERS[family].items()
+        ]
+    own = {canonical(layer): weight.detach() for layer, weight in (weights or {}).items()}
+    return [
+        _result(program, file, _change_errors(live, own, lambda layer, read=read: read(file, layer, family)), branch)
+        for program, read in change_readers.of_family(family).items()
+    ]
 
 
 def lines(results: list[Result]) -> str:
@@ -57,35 +80,62 @@ def _short(error: float) -> str:
     return f"{error:.0e}" if error else "0"
 
 
-def _result(program: str, file: File, live: Updates, family: str, branch: str | None) -> Result:
-    unread: list[str] = []
-    error = 0.0
-    for layer, update in live.items():
-        change = readers.READERS[family][program](file, layer, family)
-        if change is None:
-            unread.append(layer)
-        else:
-            error = max(error, _difference(update, change))
-    return Result(program, error, unread, _problem(program, file, live, unread, error, branch))
+def _result(program: str, file: File, errors: Errors, branch: str | None) -> Result:
+    unread = [layer for layer, error in errors.items() if error is None]
+    error = max((error for error in errors.values() if error is not None), default=0.0)
+    return Result(program, error, unread, _problem(program, file, errors, error, branch))
 
 
-def _problem(
-    program: str, file: File, live: Updates, unread: list[str], error: float, branch: str | None
-) -> str | None:
+def _problem(program: str, file: File, errors: Errors, error: float, branch: str | None) -> str | None:
+    unread = [layer for layer, error in errors.items() if error is None]
     if branch is not None:
         return f"it would work on every row there, and was trained on the {branch} branch"
-    if len(unread) == len(live):
+    if len(unread) == len(errors):
         return "it reads no such names"
     if unread:
-        return f"{len(unread)} of {len(live)} layers are not read: {listing(unread, 2)}"
+        return f"{len(unread)} of {len(errors)} layers are not read: {listing(unread, 2)}"
     if file.biased and program != "diffusers":
         return "biases are not read"
     if not error <= TOLERANCE:
-        return f"its effect differs by {error:.0%}"
+        return f"its effect differs by {error:.0%}{_reason(program, file)}"
     return None
 
 
-def _difference(update: Update, change: Change) -> float:
+def _reason(program: str, file: File) -> str:
+    """Why a DoRA differs."""
+    endings = {key.rpartition(".")[2] for key in file.tensors}
+    if program == "ComfyUI" and "dora_scale" in endings:
+        return ", as it divides each row by the length that it has without the LoRA"
+    return ", as it leaves out the magnitudes" if endings & {"dora_scale", "lora_magnitude_vector"} else ""
+
+
+def _errors(live: Updates, read: Callable[[str], readers.Change | None]) -> Errors:
+    found = {layer: read(layer) for layer in live}
+    return {layer: None if change is None else _difference(live[layer], change) for layer, change in found.items()}
+
+
+def _change_errors(
+    live: Changes, weights: Mapping[str, Tensor], read: Callable[[str], change_readers.Applied | None]
+) -> Errors:
+    """Of `COMPARED` layers at most, as this takes whole weights; of the others, whether they are read."""
+    errors: Errors = {}
+    for i, (layer, update) in enumerate(live.items()):
+        theirs, compared = read(layer), i % (1 + len(live) // COMPARED) == 0
+        if theirs is None:
+            errors[layer] = None
+        else:
+            errors[layer] = _whole_difference(update, theirs, weights[layer]) if compared else 0.0
+    return errors
+
+
+def _whole_difference(update: AnyChange, theirs: change_readers.Applied, weight: Tensor) -> float:
+    weight = weight.cpu().float()
+    ours = mapped(update, Tensor.cpu).applied(weight) - weight
+    rest = float((theirs(weight) - weight - ours).abs().max())
+    return rest / (float(ours.abs().max()) or 1.0)
+
+
+def _difference(update: Update, change: readers.Change) -> float:
     """Of the two changes of the weight, each applied to a few random inputs, which takes no full matrix."""
     down, generator = update.down.float().flatten(1).cpu(), torch.Generator().manual_seed(0)
     x = torch.randn(down.shape[1], 4, generator=generator)

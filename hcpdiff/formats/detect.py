@@ -8,19 +8,15 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+_LYCORIS = r"(?:hada_\w+|lokr_\w+|diff(?:_b)?|[wb]_norm|[ab][12]\.weight|oft_blocks|rescale|on_input|dora_scale)$"
 FORMS = {  # {form: what a key of it looks like}
     "original": r"(?:\w+:)?.+\.___\.(?:layer\.|lora_|alpha)",
-    "kohya": r"(?:lora_(?:unet|te\d?|transformer)|lycoris)_.+\.(?:lora_(?:down|up|mid)\.weight|alpha)",
+    "kohya": rf"(?:lora_(?:unet|te\d?|transformer)|lycoris)_[^.]+\.(?:lora_(?:down|up|mid)\.weight|alpha|{_LYCORIS})",
     "peft": r"base_model\.model\..+\.lora_[AB]\.(?:default\.)?(?:weight|bias)",
-    "diffusers": r".+(?:\.lora_[AB](?:\.default)?(?:\.weight|\.bias)?|[._]lora(?:_linear_layer)?\.(?:down|up)\.weight)",
+    "diffusers": r".+(?:\.lora_[AB](?:\.default)?(?:\.weight|\.bias)?|[._]lora(?:_linear_layer)?\.(?:down|up)\.weight"
+    rf"|\.(?:{_LYCORIS}))",
 }
 OTHERS = {  # {what it is: a key}
-    "a LoHa": r"\.hada_",
-    "a LoKr": r"\.lokr_",
-    "an OFT": r"\.oft_",
-    "a GLoRA": r"\.[ab][12]\.weight",
-    "a DoRA": r"\.(?:dora_scale|lora_magnitude_vector)",
-    "a change of full weights": r"\.diff(?:_b)?$",
     "a textual inversion": r"^(?:em[bp]_params|clip_[lg]|t5|t5xxl|<.+>)$",
     "a ControlNet": r"^(?:control_model\.|controlnet_)",
     "a whole model": r"^(?:model\.diffusion_model\.|first_stage_model\.|cond_stage_model\.)",
@@ -72,14 +68,26 @@ def family(tensors: Mapping[str, Tensor]) -> str | None:
         return "sdxl"
     if unet and re.search("lora_te2|text_encoder_2", text):
         return "sdxl"
-    for key, tensor in tensors.items():
-        if re.search(r"attn2[._](?:processor\.)?to_[kv].*(?:lora_down|lora_A|lora\.down|W_down)", key):
-            return _UNET_CONTEXT.get(tensor.shape[1])
+    for key in tensors:
+        found = re.match(r".*attn2[._](?:processor\.)?to_[kv]", key)
+        if found and (width := _width(tensors, found[0])):
+            return _UNET_CONTEXT.get(width)
     return "sd" if "lora_te_" in text else None
 
 
 def _by_width(tensors: Mapping[str, Tensor]) -> str | None:
-    for key, tensor in tensors.items():
-        if re.search(r"(?:to_q|add_q_proj|to_out[._]0|to_add_out).*(?:lora_down|lora_A|lora\.down)", key):
-            return _DIT_WIDTH.get(tensor.shape[1])
+    for key in tensors:
+        found = re.match(r".*(?:to_q|add_q_proj|to_out[._]0|to_add_out)", key)
+        if found and (width := _width(tensors, found[0])):
+            return _DIT_WIDTH.get(width)
     return None
+
+
+def _width(tensors: Mapping[str, Tensor], module: str) -> int | None:
+    """How many numbers go into a module's layer; None if its tensors do not say it."""
+    own = {key.removeprefix(module): tensor for key, tensor in tensors.items() if key.startswith(module)}
+    for end, tensor in own.items():
+        if re.search(r"lora_down|lora_A|lora\.down|W_down|hada_w1_b|\.diff$|b2\.weight", end):
+            return tensor.shape[1]
+    halves = [t.shape[1] for end, t in own.items() if re.fullmatch(r"\.lokr_w[12](?:_b)?", end)]
+    return halves[0] * halves[1] if len(halves) == 2 else None

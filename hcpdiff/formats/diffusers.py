@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from hcpdiff.formats.lora_files import Update, Updates, folded, listing, without_mid
+from hcpdiff.formats.changes import AnyChange, Changes
+from hcpdiff.formats.dora import DoRA, with_alpha
+from hcpdiff.formats.lora_files import Update, folded, listing, without_mid
 from hcpdiff.formats.names import Architecture, to_diffusers
 
 METADATA = "lora_adapter_metadata"
 
 
-def write(updates: Updates, arch: Architecture) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write(updates: Changes, arch: Architecture) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and its header.
 
     Raises:
-        ValueError: listing the layers of parts that such files do not have.
+        ValueError: listing the layers of parts that such files do not have, or with changes that they cannot hold.
     """
     named = {layer: to_diffusers(arch, layer) for layer in updates}
     if lost := [layer for layer, name in named.items() if name is None]:
@@ -32,27 +33,52 @@ def write(updates: Updates, arch: Architecture) -> tuple[dict[str, Tensor], dict
     return write_named({str(named[layer]): update for layer, update in updates.items()})
 
 
-def write_named(updates: Updates) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write_named(updates: Changes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`write` for updates by the names that they shall have."""
-    plain = {name: folded(without_mid(update)) for name, update in updates.items()}
+    if lost := [name for name, update in updates.items() if not holds(update)]:
+        raise ValueError(
+            f"diffusers: {len(lost)} of {len(updates)} layers have changes that no LoRA there can hold: {listing(lost)}"
+        )
+    parts = {layer.partition(".")[0] for layer, update in updates.items() if isinstance(update, DoRA)}
+    if mixed := [
+        name for name, update in updates.items() if name.partition(".")[0] in parts and isinstance(update, Update)
+    ]:
+        raise ValueError(f"diffusers: beside a DoRA, {len(mixed)} layers have a plain LoRA: {listing(mixed)}")
+    plain = {name: folded(without_mid(_lora(update))) for name, update in updates.items()}
     tensors: dict[str, Tensor] = {}
     for name, update in plain.items():
         tensors |= {f"{name}.lora_A.weight": update.down, f"{name}.lora_B.weight": update.up}
         if update.bias is not None:
             tensors[f"{name}.lora_B.bias"] = update.bias
-    return tensors, {METADATA: json.dumps(config(plain))}
+        if isinstance(dora := updates[name], DoRA):
+            shape = (-1,) if update.down.ndim == 2 else (1, -1, 1, 1)
+            tensors[f"{name}.lora_magnitude_vector"] = dora.magnitude.view(shape)
+    return tensors, {METADATA: json.dumps(config(updates))}
 
 
-def config(updates: Updates) -> dict[str, Any]:
+def holds(update: AnyChange) -> bool:
+    """Whether such files can hold this change."""
+    return isinstance(update, Update) or (
+        isinstance(update, DoRA) and isinstance(update.of, Update) and not update.on_input
+    )
+
+
+def _lora(update: AnyChange) -> Update:
+    inner = update.of if isinstance(update, DoRA) else update
+    assert isinstance(inner, Update)
+    return inner
+
+
+def config(updates: Changes) -> dict[str, Any]:
     """The fields of PEFT's LoraConfig for folded updates, each under the name of its part."""
-    parts: dict[str, dict[str, Update]] = {}
+    parts: dict[str, dict[str, AnyChange]] = {}
     for name, update in updates.items():
         part, _, path = name.partition(".")
         parts.setdefault(part, {})[path] = update
     return {f"{part}.{key}": value for part, own in parts.items() for key, value in peft_config(own).items()}
 
 
-def peft_config(updates: Updates) -> dict[str, Any]:
+def peft_config(updates: Changes) -> dict[str, Any]:
     """Of one part."""
     first = next(iter(updates.values()))
     ranks = {_pattern(path): update.rank for path, update in updates.items()}
@@ -62,7 +88,8 @@ def peft_config(updates: Updates) -> dict[str, Any]:
         "rank_pattern": ranks,
         "alpha_pattern": dict(ranks),
         "target_modules": [path.removeprefix("text_model.") for path in updates],
-        "lora_bias": any(update.bias is not None for update in updates.values()),
+        "lora_bias": any(_lora(update).bias is not None for update in updates.values()),
+        "use_dora": any(isinstance(update, DoRA) for update in updates.values()),
     }
 
 
@@ -71,7 +98,7 @@ def _pattern(path: str) -> str:
     return path.removeprefix("text_model.") if path.startswith("text_model.") else f"^{path}"
 
 
-def with_alphas(modules: Updates, header: Mapping[str, str]) -> dict[str, Update]:
+def with_alphas(modules: Changes, header: Mapping[str, str]) -> dict[str, AnyChange]:
     """Modules by the names of a file, with the alphas that its header gives."""
     text = header.get(METADATA)
     values = json.loads(text) if text else {}
@@ -82,8 +109,9 @@ def with_alphas(modules: Updates, header: Mapping[str, str]) -> dict[str, Update
     result = dict(modules)
     for name, update in modules.items():
         part, _, path = name.partition(".")
-        if part in own and update.alpha is None:
-            result[name] = replace(update, alpha=peft_alpha(own[part], path, update.rank))
+        inner = update.of if isinstance(update, DoRA) else update
+        if part in own and isinstance(inner, Update) and inner.alpha is None:
+            result[name] = with_alpha(update, peft_alpha(own[part], path, update.rank))
     return result
 
 

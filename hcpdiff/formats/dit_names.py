@@ -13,7 +13,7 @@ WORDS = (
     *("context_embedder", "x_embedder", "pos_embed", "adaln_single", "caption_projection", "resolution_embedder"),
     *("aspect_ratio_embedder", "noise_refiner", "context_refiner", "feed_forward", "adaLN_modulation", "t_embedder"),
     *("cap_embedder", "all_x_embedder", "all_final_layer", "img_in", "txt_in", "img_mod", "txt_mod"),
-    *("img_mlp", "txt_mlp"),
+    *("img_mlp", "txt_mlp", "norm_q", "norm_k", "norm_added_q", "norm_added_k"),
 )
 ROOTS = re.compile(
     r"(?:single_)?transformer_blocks\.\d+\..+|(?:context_embedder|x_embedder|proj_out|norm_out\.linear|pos_embed\.proj)"

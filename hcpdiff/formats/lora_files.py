@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,7 +37,6 @@ SUFFIXES = {
     ".alpha": "alpha",
 }
 BUNDLE = "bundle_emb."  # begins the keys of learned words within a LoRA; see `word_files`
-_LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Update:
         mid: (rank, rank, k, k) between the two, which then have no k (Tucker's decomposition).
         bias: (out,), added to the bias, times alpha / rank.
     """
+
+    plain: ClassVar[bool] = True
 
     down: Tensor
     up: Tensor
@@ -81,6 +83,16 @@ class Update:
             return None if bias is None else bias.float()
         change = strength * self.scale * self.bias.float()
         return change if bias is None else bias.float() + change
+
+    def num_rows(self) -> int:
+        """Of the weight."""
+        return len(self.up)
+
+    def rows(self, start: int, stop: int) -> Update:
+        """The change of these rows of the weight alone."""
+        plain = without_mid(self)
+        bias = None if self.bias is None else self.bias[start:stop]
+        return replace(plain, up=plain.up[start:stop].contiguous(), bias=bias)
 
 
 Updates = Mapping[str, Update]
@@ -175,39 +187,6 @@ def split(update: Update, shares: Sequence[int]) -> list[Update]:
 
 def _elsewhere(up: Tensor, columns: slice) -> bool:
     return bool(up[:, : columns.start].any() or up[:, columns.stop :].any())
-
-
-def swapped(update: Update) -> Update:
-    """The two halves of the rows exchanged."""
-    return replace(update, up=torch.cat(update.up.chunk(2)[::-1]))
-
-
-def grouped(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Update], list[str]]:
-    """Tensors of a file by the module that they are for, {name: Update}, and the keys that are no LoRA's.
-
-    Raises:
-        ValueError: listing modules of which a matrix is missing.
-    """
-    modules: dict[str, dict[str, Tensor]] = {}
-    unknown: list[str] = []
-    for key, tensor in tensors.items():
-        suffix = next((s for s in _LONGEST_FIRST if key.endswith(s)), None)
-        if suffix is None:
-            unknown.append(key)
-        else:
-            modules.setdefault(key.removesuffix(suffix), {})[SUFFIXES[suffix]] = tensor
-    halves = [name for name, own in modules.items() if not {"down", "up"} <= own.keys()]
-    if halves and not unknown:
-        raise ValueError(f"{where}: {len(halves)} modules have no pair of matrices: {listing(halves)}")
-    unknown += [f"{name} ({'/'.join(modules[name])})" for name in halves]
-    return {name: _update(own) for name, own in modules.items() if name not in halves}, unknown
-
-
-def _update(own: Mapping[str, Tensor]) -> Update:
-    alpha = float(own["alpha"]) if "alpha" in own else None
-    if alpha == 0:  # means the rank, in kohya's files
-        alpha = None
-    return Update(own["down"], own["up"], alpha, own.get("mid"), own.get("bias"))
 
 
 def listing(names: Iterable[str], most: int = 20) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from hcpdiff.formats.lora_files import Updates
+    from hcpdiff.formats.changes import Changes
 
 # {variant: (ss_base_model_version, modelspec.architecture)}, None where no other program has a name for it
 VERSIONS: dict[str, tuple[str | None, str | None]] = {
@@ -55,11 +55,12 @@ def variant(family: str, config: Mapping[str, Any], prediction: str = "epsilon")
     return family
 
 
-def network(updates: Updates) -> dict[str, str]:
-    """What kohya's fields say of a LoRA itself."""
+def network(updates: Changes) -> dict[str, str]:
+    """What kohya's fields say of a LoRA or another form of LyCORIS itself."""
+    plain = all(update.plain for update in updates.values())
     ranks, alphas = Counter(u.rank for u in updates.values()), Counter(u.scale * u.rank for u in updates.values())
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": str(next(iter(ranks))) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{next(iter(alphas)):g}" if len(alphas) == 1 else "Dynamic",
     }

@@ -17,10 +17,11 @@ from hcpdiff.formats.dit_names import Original, Table
 TEXT_WORDS = (
     *("text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj", "text_projection", "final_layer_norm"),
     *("layer_norm", "layer_norm1", "layer_norm2", "token_embedding", "position_embedding", "wi_0", "wi_1"),
-    *("relative_attention_bias", "final_layer_norm", "language_model", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("relative_attention_bias", "language_model", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 TEXT_ROOTS = re.compile(
     r"text_model\.(?:encoder\.layers\.\d+\.|embeddings\.).+|encoder\.block\.\d+\..+|text_projection"
+    r"|text_model\.final_layer_norm|encoder\.final_layer_norm|shared"
     r"|(?:model\.language_model\.)?layers\.\d+\..+"
 )
 _LEGACY = {

@@ -66,7 +66,7 @@ class File:
 
 def comfyui(file: File, layer: str, family: str) -> Change | None:
     """Alpha is the one beside the matrices, or else the rank; the header is not looked at."""
-    for name, rows in _comfyui_names(layer, family):
+    for name, rows in comfyui_names(layer, family):
         if name in file.pairs:
             return file.change(name, file.alpha(name, len(file.pairs[name][0])), rows)
     return None
@@ -76,7 +76,7 @@ def kohya(file: File, layer: str, family: str) -> Change | None:
     """Names of its own alone."""
     if not layer.startswith("denoiser.") and family not in _ENCODERS:
         return None
-    name, rows = _kohya_name(layer, family)
+    name, rows = kohya_name(layer, family)
     if name not in file.pairs or not file.kohya:
         return None
     return file.change(name, file.alpha(name, len(file.pairs[name][0])) or len(file.pairs[name][0]), rows)
@@ -84,24 +84,29 @@ def kohya(file: File, layer: str, family: str) -> Change | None:
 
 def diffusers(file: File, layer: str, family: str) -> Change | None:
     """Names of its own, with the header's alphas; kohya's for all but SD3. Of text it reads CLIPs alone."""
-    part, path = layer.split(".", 1) if layer.startswith("denoiser.") else layer.split(".", 2)[1:]
-    if part != "denoiser" and not part.startswith("clip"):
+    if not layer.startswith(("denoiser.", "text_encoders.clip")):
         return None
     if file.kohya:
-        name, rows = _kohya_name(layer, family)
+        name, rows = kohya_name(layer, family)
         if family == "sd3" or name not in file.pairs:
             return None
         alpha = file.alpha(name, len(file.pairs[name][0]))
         if family in ("sd", "sdxl") and re.search(r"\.attn[12]\.", layer):
             alpha = _most_common_alpha(file, alpha)
         return file.change(name, alpha, rows)
-    folder = (
-        ("unet" if family in ("sd", "sdxl") else "transformer") if part == "denoiser" else _ENCODERS[family][part][1]
-    )
+    folder, path = diffusers_name(layer, family)
     name = f"{folder}.{path}"
     if name not in file.pairs:
         return None
     return file.change(name, _header_alpha(file, folder, path, len(file.pairs[name][0])))
+
+
+def diffusers_name(layer: str, family: str) -> tuple[str, str]:
+    """The folder of a layer's part, and its path there."""
+    if layer.startswith("denoiser."):
+        return "unet" if family in ("sd", "sdxl") else "transformer", layer.removeprefix("denoiser.")
+    _, part, path = layer.split(".", 2)
+    return _ENCODERS[family][part][1], path
 
 
 Reader = Callable[[File, str, str], Change | None]
@@ -132,10 +137,11 @@ def _most_common_alpha(file: File, default: float) -> float:
     return Counter(own).most_common(1)[0][0] if own else default
 
 
-def _comfyui_names(layer: str, family: str) -> list[tuple[str, Rows]]:
+def comfyui_names(layer: str, family: str) -> list[tuple[str, Rows]]:
+    """What it looks for, and which rows of a layer that is one of several in it."""
     if family not in _ENCODERS:
         return _generic_names(layer, family)
-    names = [_kohya_name(layer, family)]
+    names = [kohya_name(layer, family)]
     if not layer.startswith("denoiser."):
         _, encoder, path = layer.split(".", 2)
         return names if encoder == "t5" else [*names, (f"{_ENCODERS[family][encoder][1]}.{path}", None)]
@@ -194,7 +200,8 @@ _OWN: dict[str, list[tuple[str, str, Rows]]] = {
 }
 
 
-def _kohya_name(layer: str, family: str) -> tuple[str, Rows]:
+def kohya_name(layer: str, family: str) -> tuple[str, Rows]:
+    """The name and the rows."""
     if not layer.startswith("denoiser."):
         _, encoder, path = layer.split(".", 2)
         return f"{_ENCODERS[family][encoder][0]}_{path.replace('.', '_')}", None

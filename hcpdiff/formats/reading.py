@@ -1,16 +1,20 @@
-"""Any LoRA file to {layer: Update}."""
+"""Any file with a LoRA, or another of LyCORIS' forms, to {layer: change}."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from hcpdiff.formats import detect, diffusers, kohya, original, peft
-from hcpdiff.formats.lora_files import Update, Updates, grouped, listing, parted, read_tensors, split, swapped
+from hcpdiff.formats.changes import AnyChange, Changes
+from hcpdiff.formats.dit_names import Original
+from hcpdiff.formats.fused_changes import separated, swapped
+from hcpdiff.formats.lora_files import Update, listing, parted, read_tensors, split
+from hcpdiff.formats.modules import grouped
 from hcpdiff.formats.names import ARCHITECTURES, Architecture, architecture, find
 
 _ARCHITECTURES = {  # {how modelspec's name of an architecture begins: family}
@@ -29,7 +33,7 @@ class LoRAFile:
 
     form: str  # one of `detect.FORMS`
     family: str  # one of `names.ARCHITECTURES`
-    updates: dict[str, Update]  # by layer, as `names` writes it
+    updates: dict[str, AnyChange]  # by layer, as `names` writes it
     header: dict[str, str]
     words: dict[str, Tensor]  # bundled with it, by their keys; see `word_files`
 
@@ -48,7 +52,7 @@ def read(path: str | Path, family: str | None = None) -> LoRAFile:
     files = peft.weights_in(path) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path}: there is no such LoRA file")
-    updates: dict[str, Update] = {}
+    updates: dict[str, AnyChange] = {}
     form, header, words = "", {}, {}
     for file in files:
         tensors, header = read_tensors(file)
@@ -81,7 +85,7 @@ def parse(
     where: str,
     file: Path | None = None,
     folder: str | None = None,
-) -> dict[str, Update]:
+) -> dict[str, AnyChange]:
     """The updates that tensors of a file mean.
 
     Args:
@@ -95,7 +99,7 @@ def parse(
     if form == "original":
         modules, unknown = original.read(tensors)
     else:
-        modules, unknown = grouped(tensors, where)
+        modules, unknown = grouped(tensors)
     if form == "peft" and file is not None:
         modules = peft.with_alphas(modules, peft.config_of(file))
         if folder is not None:
@@ -105,8 +109,8 @@ def parse(
     return _by_layer(modules, unknown, arch, where)
 
 
-def _by_layer(modules: Updates, unknown: list[str], arch: Architecture, where: str) -> dict[str, Update]:
-    updates: dict[str, Update] = {}
+def _by_layer(modules: Changes, unknown: list[str], arch: Architecture, where: str) -> dict[str, AnyChange]:
+    updates: dict[str, AnyChange] = {}
     twice: list[str] = []
     unknown = list(unknown)
     for name, update in modules.items():
@@ -114,7 +118,12 @@ def _by_layer(modules: Updates, unknown: list[str], arch: Architecture, where: s
         if known is None:
             unknown.append(name)
             continue
-        parts = split(update, known.shares) if known.fused else [update]
+        try:
+            parts = _parts(update, known) if known.fused else [update]
+        except ValueError as problem:
+            raise ValueError(
+                f"{where}: {name}: {problem}; it cannot be parted into {', '.join(known.layers)}"
+            ) from None
         if not known.fused and not known.layers[0].endswith(known.name) and kohya.swaps(arch, known.layers[0], update):
             parts = [swapped(update)]
         twice += [layer for layer in known.layers if layer in updates]
@@ -124,3 +133,8 @@ def _by_layer(modules: Updates, unknown: list[str], arch: Architecture, where: s
         texts = [f"{len(names)} {what}: {listing(names)}" for what, names in problems.items() if names]
         raise ValueError(f"{where}: {len(updates)} layers are understood, but {'; '.join(texts)}")
     return updates
+
+
+def _parts(update: AnyChange, known: Original) -> Sequence[AnyChange]:
+    """Of a fused layer. A LoRA's may have columns of their own there."""
+    return split(update, known.shares) if isinstance(update, Update) else separated(update, known.shares)

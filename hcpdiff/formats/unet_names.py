@@ -8,20 +8,23 @@ import re
 WORDS = (
     *("down_blocks", "up_blocks", "mid_block", "transformer_blocks", "proj_in", "proj_out"),
     *("to_q", "to_k", "to_v", "to_out", "time_emb_proj", "conv_shortcut", "conv_in", "conv_out"),
-    *("time_embedding", "add_embedding", "linear_1", "linear_2"),
+    *("time_embedding", "add_embedding", "linear_1", "linear_2", "conv_norm_out"),
 )
 ROOTS = re.compile(
     r"(?:(?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:resnets|attentions|downsamplers|upsamplers)\.\d+\..+"
-    r"|conv_in|conv_out|(?:time|add)_embedding\.linear_[12]"
+    r"|conv_in|conv_out|conv_norm_out|(?:time|add)_embedding\.linear_[12]"
 )
 RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
 SINGLE = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",

@@ -24,17 +24,15 @@ def fuse(family: nn.Module, attachments: Sequence[Attachment]) -> list[Original]
     Raises:
         ValueError: no plugin can be folded, or one stands behind another on its layer that cannot.
     """
-    deltas = [(a, delta) for a in attachments if (delta := a.plugin.delta()) is not None]
-    if not deltas:
+    folded = [a for a in attachments if _delta(a) is not None]
+    if not folded:
         raise ValueError("fuse: there is no plugin that can be folded into weights, such as a LoRA without `branch`")
-    foldable = {a.plugin for a, _ in deltas}
-    totals: dict[tuple[nn.Module, str], Tensor] = {}
-    for a, delta in deltas:
-        layer = a.targets[0].layer
+    foldable = {a.plugin for a in folded}
+    layers: dict[nn.Module, list[Attachment]] = {}
+    for a in folded:
         _check_order(family, a, foldable)
-        for key, change in delta.items():
-            totals[layer, key] = totals[layer, key] + change if (layer, key) in totals else change
-    originals = [_add(layer, key, change) for (layer, key), change in totals.items()]
+        layers.setdefault(a.targets[0].layer, []).append(a)
+    originals = [original for own in layers.values() for original in _fuse_layer(own)]
     for plugin in foldable:
         plugin.fused = True
     return originals
@@ -47,6 +45,19 @@ def restore(originals: Sequence[Original]) -> None:
             layer.register_parameter(key, None)
         else:
             layer.get_parameter(key).data = original
+
+
+def _delta(a: Attachment) -> dict[str, Tensor] | None:
+    return a.plugin.delta_for(a.targets[0].layer)
+
+
+def _fuse_layer(attachments: Sequence[Attachment]) -> list[Original]:
+    """Fold the plugins of one layer, each with what it does to the layer as it is without them."""
+    totals: dict[str, Tensor] = {}
+    for a in attachments:
+        for key, change in (_delta(a) or {}).items():
+            totals[key] = totals[key] + change if key in totals else change
+    return [_add(attachments[0].targets[0].layer, key, change) for key, change in totals.items()]
 
 
 def _check_order(family: nn.Module, a: Attachment, foldable: set[Plugin]) -> None:

@@ -73,6 +73,10 @@ class Plugin(nn.Module, ABC):
         """What to add to its layer's parameters for the same effect, {"weight": ...}; None if that cannot be."""
         return None
 
+    def delta_for(self, layer: nn.Module) -> dict[str, Tensor] | None:
+        """`delta` where it depends on what the layer's parameters are without plugins."""
+        return self.delta()
+
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that belong to the plugin, not to a layer that it holds."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("host.")}

@@ -1,6 +1,6 @@
 """One plugin, one safetensors file: its weights, and in the header all that is needed to attach it to a base model.
 
-A LoRA is written in the form that most other programs load for its family (see `hcpdiff.formats`), any other plugin as
+A LoRA and its kin are written in the form that most other programs load for a family (see `hcpdiff.formats`), others as
 `<part>.<layer path>.<parameter>` with the part named as in diffusers. LoRAs of other programs are read too.
 """
 
@@ -24,6 +24,7 @@ from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.loading import LoadReport
 from hcpdiff.plugins.plugin import Plugin
 from hcpdiff.plugins.spec import PluginSpec
+from hcpdiff.plugins.weight_change import WeightChange
 
 # Parts as files call them, where the family is not known to `hcpdiff.formats`.
 PARTS = {
@@ -60,12 +61,16 @@ def save(group: PluginGroup, name: str, path: str | Path, metadata: Mapping[str,
     settings["options"] = next(iter(plugins.values())).file_options(spec.options)
     arch, updates = packing.architecture_of(group.family), packing.updates_of(plugins)
     parts = PARTS if arch is None else arch.folders
-    if arch is None or updates is None:
+    apart = issubclass(spec.plugin, WeightChange)
+    packed = None if arch is None or updates is None else packing.pack(updates, arch, diffusers_too=not apart)
+    if packed is None:
         tensors, settings["scales"] = _pack(plugins, parts)
         more = spec.plugin.file_header({packing.outside(layer, parts): plugin for layer, plugin in plugins.items()})
         settings["file"] = {"form": "hcpdiff", "family": arch and arch.name}
     else:
-        tensors, more, settings["file"] = packing.pack(updates, arch)
+        tensors, more, settings["file"] = packed
+        if spec.plugin is WeightChange and settings["file"]["form"] == "kohya":  # the tensors say it all
+            settings |= {"options": {}, "overrides": {}}
     header = {key: value if isinstance(value, str) else _json(value, key) for key, value in (metadata or {}).items()}
     header |= {**more, "format": "pt", HEADER: _json(settings, f"plugins.{name}")}
     write_tensors(Path(path), tensors, header, hashed=True)
@@ -102,7 +107,8 @@ def load(path: str | Path, *, family: nn.Module | None = None, trust: Sequence[s
     spec = PluginSpec(plugin, train=False, **settings)
     if note.get("form") == "kohya":
         updates = packing.unpack(stored, note, str(path))
-        tensors, scales = packing.tensors_of(updates), note["scales"]
+        spec = packing.spec_of(updates, spec) if plugin is WeightChange else spec
+        tensors, scales = packing.tensors_of(updates, plugin), note["scales"]
     else:
         tensors = {_inside(key, note): tensor for key, tensor in stored.items()}
     return PluginFile(path, spec, tensors, scales, header)
@@ -160,7 +166,7 @@ def merge(
     group = source if isinstance(source, PluginGroup) else attach_file(family, source, trust=trust)
     try:
         for a in group.attachments:
-            if a.plugin.delta() is None:
+            if a.plugin.delta_for(a.targets[0].layer) is None:
                 raise ValueError(f"merge: {type(a.plugin).__name__} is more than a change of weights; keep it a plugin")
         for a in group.attachments:
             a.plugin.strength *= strength
@@ -186,7 +192,8 @@ def _foreign(path: Path, family: nn.Module, header: dict[str, str]) -> PluginFil
     read = reading.read(path, arch and arch.name)
     updates = packing.fitted(family, read.updates, str(path))
     scales = {layer: update.scale for layer, update in updates.items() if update.scale != 1}
-    return PluginFile(path, packing.spec_of(updates), packing.tensors_of(updates), scales, header)
+    spec = packing.spec_of(updates)
+    return PluginFile(path, spec, packing.tensors_of(updates, spec.plugin), scales, header)
 
 
 def _pack(plugins: Mapping[str, Plugin], parts: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -13,7 +13,11 @@ from typing import Any
 import torch
 
 from hcpdiff.formats import detect, peft, reading
+from hcpdiff.formats.changes import Additive, AnyChange, Changes
+from hcpdiff.formats.dora import DoRA
 from hcpdiff.formats.lora_files import Update, without_mid
+from hcpdiff.formats.lycoris import Full
+from hcpdiff.formats.modules import taken_apart
 from hcpdiff.formats.single_file.layouts import recognise
 from hcpdiff.formats.tensor_files import Entry, TensorFile
 from hcpdiff.tools.model_files import INDEX, ModelFiles, Tensors, layer_of, open_model, open_tensors, weights_of
@@ -121,23 +125,42 @@ def _lora(path: Path, files: list[Any], family: str | None) -> Report:
     except ValueError as error:
         report.notes.append(str(error).removeprefix(f"{path}: "))
         return report
-    report.family, report.form = read.family, read.form
+    report.kind, report.family, report.form = _kinds(read.updates), read.family, read.form
     if read.words:
         report.notes.append(f"with learned words: {', '.join(read.words)}")
     report.layers = [_update(layer, update) for layer, update in read.updates.items()]
     return report
 
 
-def _update(layer: str, update: Update) -> LayerReport:
+def _update(layer: str, update: AnyChange) -> LayerReport:
+    parameters = sum(tensor.numel() for tensor in taken_apart(update)[0].values())
+    inner = update.of if isinstance(update, DoRA) else update
+    rank = update.rank or None
+    return LayerReport(layer, parameters, rank=rank, alpha=rank and update.scale * rank, norm=_norm(inner))
+
+
+def _norm(update: AnyChange) -> float | None:
+    """Of what is added to the weight; None where that depends on the weight."""
+    if isinstance(update, Additive):
+        return float(update.delta().norm())
+    if not isinstance(update, Update):
+        return None
     plain = without_mid(update)
     up, down = plain.up.double().flatten(1), plain.down.double().flatten(1)
     square = float(((up.T @ up) * (down @ down.T)).sum())  # of the norm of up @ down, without making that
-    norm = max(square, 0.0) ** 0.5 if square == square else square
-    parts = [tensor for tensor in (update.up, update.down, update.mid, update.bias) if tensor is not None]
-    parameters = sum(tensor.numel() for tensor in parts)
-    return LayerReport(
-        layer, parameters, rank=update.rank, alpha=update.scale * update.rank, norm=abs(update.scale) * norm
-    )
+    return abs(update.scale) * (max(square, 0.0) ** 0.5 if square == square else square)
+
+
+def _kinds(updates: Changes) -> str:
+    """E.g. "LoRA", or "DoRA of LoHa"."""
+    names = dict.fromkeys(_kind(update) for update in updates.values())
+    return " and ".join(names) or "LoRA"
+
+
+def _kind(update: AnyChange) -> str:
+    if isinstance(update, DoRA):
+        return "DoRA" if isinstance(update.of, Update) else f"DoRA of {_kind(update.of)}"
+    return {Update: "LoRA", Full: "whole weights"}.get(type(update), type(update).__name__)
 
 
 def _plugin(stored: Tensors, plugin: Mapping[str, Any]) -> Report:

@@ -10,7 +10,7 @@ in float32. s is the base's strength, or what the parts leave of 1; where no par
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 import hcpdiff
 from hcpdiff.config import build, load, require
-from hcpdiff.formats.lora_files import Update, listing
+from hcpdiff.formats.changes import Changes
+from hcpdiff.formats.lora_files import listing
 from hcpdiff.formats.tensor_files import Entry
 from hcpdiff.models.hub import PACKAGED
 from hcpdiff.tools.lora import read_lora
@@ -178,7 +179,7 @@ class _Added:
         if base.family is None:
             raise ValueError(f"{self.where}: adapters of models such as {base.path} are not known as files")
         with _at(self.where):
-            self.updates: Mapping[str, Update] = read_lora(adapter.path, base.family).updates
+            self.updates: Changes = read_lora(adapter.path, base.family).updates
         missing = [layer for layer in self.updates if f"{layer}.weight" not in base.places]
         if missing:
             raise ValueError(

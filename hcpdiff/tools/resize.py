@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hcpdiff.formats.convert import DROPPED, write
@@ -11,8 +11,6 @@ from hcpdiff.formats.lora_files import Update, listing, without_mid
 from hcpdiff.formats.names import architecture
 from hcpdiff.tools.lora import check_new, read_lora
 from hcpdiff.tools.low_rank import Target, refactorise
-
-_PLAIN = {"down", "up", "alpha", "mid", "bias"}  # what an update of a LoRA has
 
 
 @dataclass(frozen=True)
@@ -52,29 +50,25 @@ def resize(
     """
     target, out = Target(rank, energy), check_new(out, path)
     read = read_lora(path, family)
-    if others := [layer for layer, update in read.updates.items() if not _plain(update)]:
+    loras = {layer: update for layer, update in read.updates.items() if isinstance(update, Update)}
+    if others := [layer for layer in read.updates if layer not in loras]:
         raise ValueError(f"{path}: {len(others)} of {len(read.updates)} layers are no LoRA: {listing(others, 3)}")
-    largest = max(update.rank for update in read.updates.values())
+    largest = max(update.rank for update in loras.values())
     if rank is not None and rank >= largest:
         raise ValueError(f"rank: {rank} is not below {largest}, the largest rank in {path}")
     kept = total = 0.0
     updates: dict[str, Update] = {}
-    for layer, update in read.updates.items():
+    for layer, update in loras.items():
         updates[layer], own, whole = _smaller(update, target)
         kept, total = kept + own, total + whole
     ranks = {layer: update.rank for layer, update in updates.items()}
-    if ranks == {layer: update.rank for layer, update in read.updates.items()}:
+    if ranks == {layer: update.rank for layer, update in loras.items()}:
         raise ValueError(f"energy: to keep {energy:g} of it, {path} needs every rank that it has; use less")
     arch = architecture(read.family)
     form = arch.form if read.form == "original" else read.form
     header = {key: value for key, value in read.header.items() if key not in DROPPED and "hash" not in key}
     write(out, updates, arch, form, {**header, **_sizes(updates, header), "format": "pt"}, words=read.words)
     return Resized(out, ranks, (max(total - kept, 0.0) / total) ** 0.5 if total else 0.0)
-
-
-def _plain(update: Update) -> bool:
-    more = [field.name for field in fields(update) if field.name not in _PLAIN]
-    return type(update) is Update and all(getattr(update, name) is None for name in more)
 
 
 def _smaller(update: Update, target: Target) -> tuple[Update, float, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hcpdiff.formats import contract, metadata, word_files
-from hcpdiff.formats.lora_files import Update
+from hcpdiff.formats.changes import AnyChange
 from hcpdiff.formats.names import Architecture
 from hcpdiff.plugins import packing, weights
 from hcpdiff.plugins.controlnet import ControlNet
@@ -58,7 +58,10 @@ def _report(trainer: Trainer, name: str, path: Path) -> None:
     """Log where else the file of a LoRA loads."""
     arch, updates = _lora(trainer, name)
     if arch is not None and updates is not None:
-        results = contract.check(path, updates, arch.name, branch=trainer.plugins.specs[name].branch)
+        own = [a for a in trainer.plugins.attachments if a.name == name]
+        before = {a.path: a.targets[0].layer.get_parameter("weight") for a in own}
+        branch = trainer.plugins.specs[name].branch
+        results = contract.check(path, updates, arch.name, branch=branch, weights=before)
         log.info("%s %s", path.name, contract.lines(results))
 
 
@@ -75,5 +78,5 @@ def _readers(trainer: Trainer, word: str) -> str:
     return f"{comfy}; not known to load elsewhere with {', '.join(encoders)}"
 
 
-def _lora(trainer: Trainer, name: str) -> tuple[Architecture | None, dict[str, Update] | None]:
+def _lora(trainer: Trainer, name: str) -> tuple[Architecture | None, dict[str, AnyChange] | None]:
     return packing.architecture_of(trainer.family), packing.updates_of(trainer.plugins.plugins(name))

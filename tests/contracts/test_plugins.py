@@ -12,16 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from examples.custom_plugin import ActivationSwap, ResidualSkip
-from hcpdiff.plugins import ControlNet, LoRA, PluginGroup, PluginInputs, PluginSpec
+from hcpdiff.plugins import ControlNet, DoRA, LoHa, LoKr, LoRA, PluginGroup, PluginInputs, PluginSpec, WeightChange
 from hcpdiff.plugins.attach import attach
 from tests.models.tiny import mmdit_inputs
 from tests.plugins.toys import Family, Mixer, Offset, Scaled, Skip, mmdit_family, toy_family, toy_inputs
 
 TOY = r"re:blocks\.\d"
 MMDIT = r"re:transformer_blocks\.[01]"
+ROTATION = {"oft_blocks": [2, 4, 4], "rescale": [8, 1], "dora_scale": [8, 1]}
 SPECS: dict[str, dict[str, Callable[[], PluginSpec]]] = {
     "toy": {
         "lora": lambda: PluginSpec(LoRA, layers=["conv_in", TOY], options={"rank": 2}),
+        "dora": lambda: PluginSpec(DoRA, layers=["conv_in", TOY], options={"rank": 2}),
+        "dora-columns": lambda: PluginSpec(DoRA, layers=["conv_in", TOY], options={"rank": 2, "on_input": True}),
+        "loha": lambda: PluginSpec(LoHa, layers=["conv_in", TOY], options={"rank": 2, "tucker": True}),
+        "lokr": lambda: PluginSpec(LoKr, layers=["conv_in", TOY], options={"rank": 1, "factor": 2}),
+        "change": lambda: PluginSpec(WeightChange, layers=[TOY], options={"shapes": {"diff": [8, 8], "diff_b": [8]}}),
+        "rotation": lambda: PluginSpec(WeightChange, layers=[TOY], options={"shapes": ROTATION}),
         "single": lambda: PluginSpec(Offset, layers=[TOY]),
         "pair": lambda: PluginSpec(Skip, from_layers=["pre_hook:conv_in"], to_layers=["blocks.2"]),
         "multi": lambda: PluginSpec(Mixer, from_layers=["pre_hook:", "conv_in"], to_layers=[TOY]),
@@ -30,6 +37,7 @@ SPECS: dict[str, dict[str, Callable[[], PluginSpec]]] = {
     },
     "mmdit": {
         "lora": lambda: PluginSpec(LoRA, layers=[MMDIT], options={"rank": 2}),
+        "dora": lambda: PluginSpec(DoRA, layers=[MMDIT], options={"rank": 2}),
         "single": lambda: PluginSpec(Offset, layers=[MMDIT]),
         "pair": lambda: PluginSpec(
             ResidualSkip,

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hcpdiff.formats.lora_files import Update, folded, fuse, grouped, split, with_one_alpha, without_mid
+from hcpdiff.formats.lora_files import Update, folded, fuse, split, with_one_alpha, without_mid
+from hcpdiff.formats.modules import grouped
 
 D = 6
 
@@ -84,9 +85,10 @@ def test_tuckers_three_matrices_become_two() -> None:
     assert close(plain.delta(), full / 2)
 
 
-def test_modules_without_a_pair_are_an_error() -> None:
-    with pytest.raises(ValueError, match="1 modules have no pair of matrices: lora_unet_a"):
-        grouped({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)}, "file")
+def test_modules_without_a_pair_mean_nothing() -> None:
+    found, unknown = grouped({"lora_unet_a.lora_down.weight": torch.zeros(2, 2)})
+    assert not found
+    assert unknown == ["lora_unet_a (lora_down.weight: the other matrix is missing)"]
 
 
 @pytest.mark.parametrize("bias", [None, torch.ones(D)])

@@ -62,6 +62,17 @@ def test_forward_and_gradients_equal_pefts(layer: nn.Module, shape: tuple[int, .
         assert torch.allclose(own.grad, other.grad, rtol=1e-4, atol=1e-4)  # sums over many pixels
 
 
+def load_in_stock_pipeline(transformer: nn.Module, path: Path) -> None:
+    """Put a LoRA's file on a transformer as the pipeline of SD3 does."""
+    pipeline = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        **dict.fromkeys(["vae", "text_encoder", "text_encoder_2", "text_encoder_3"]),
+        **dict.fromkeys(["tokenizer", "tokenizer_2", "tokenizer_3"]),
+    )
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+
+
 def theirs(transformer: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return transformer(
         hidden_states=inputs["noisy_latents"],
@@ -90,13 +101,7 @@ def test_our_file_loads_in_the_stock_pipeline_with_equal_outputs(tmp_path: Path,
     ours = family.denoiser(*inputs.values())
     save(group, "style", tmp_path / "style.safetensors")
 
-    pipeline = diffusers.StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        **dict.fromkeys(["vae", "text_encoder", "text_encoder_2", "text_encoder_3"]),
-        **dict.fromkeys(["tokenizer", "tokenizer_2", "tokenizer_3"]),
-    )
-    pipeline.load_lora_weights(str(tmp_path), weight_name="style.safetensors")
+    load_in_stock_pipeline(transformer, tmp_path / "style.safetensors")
     assert (ours - plain).abs().max() > 0.05
     assert torch.allclose(theirs(transformer, inputs), ours, atol=TOLERANCE, rtol=1e-5)
 

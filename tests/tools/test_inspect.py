@@ -94,7 +94,7 @@ def test_a_lora_that_is_not_understood_is_still_told(tmp_path: Path) -> None:
     report = inspect(tmp_path / "x.safetensors", family="sd")
     assert report.kind == "LoRA"
     assert report.tensors == 1
-    assert "modules have no pair of matrices" in report.notes[0]
+    assert "the other matrix is missing" in report.notes[0]
 
 
 @pytest.mark.parametrize("format", ["kohya", "a1111", "diffusers", "bundle"])
@@ -140,7 +140,7 @@ def test_parts_checkpoints_and_other_files_are_told(tmp_path: Path) -> None:
     assert (saved.kind, saved.parameters) == ("checkpoint of a run", 3)
     assert saved.notes == ["after step 7", "weights.safetensors: 1 tensors"]
     save_file({"lora_unet_x.hada_w1_a": torch.zeros(3)}, tmp_path / "loha.safetensors")
-    assert inspect(tmp_path / "loha.safetensors").kind == "LoHa"
+    assert inspect(tmp_path / "loha.safetensors").kind == "LoRA"
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
