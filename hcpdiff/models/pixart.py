@@ -49,8 +49,8 @@ class PixArtSigma(PretrainedFamily):
     pipeline = "PixArtSigmaPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", Stock("PixArtTransformer2DModel", "transformers.pixart_transformer_2d")),
-        "text_encoders.t5": Part("text_encoder", t5_encoder, tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.t5": Part("text_encoder", t5_encoder.KIND, tokenizer="tokenizer"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     stock_scheduler = SCHEDULER
     denoiser: Any

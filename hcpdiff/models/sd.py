@@ -31,8 +31,8 @@ class StableDiffusion(UNetFamily):
     pipeline = "StableDiffusionPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", UNET),
-        "text_encoders.clip": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("safety_checker", "feature_extractor", "image_encoder")
 

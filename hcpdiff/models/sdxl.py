@@ -33,9 +33,9 @@ class SDXL(UNetFamily):
     pipeline = "StableDiffusionXLPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", UNET),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.clip_g": Part("text_encoder_2", clip.KIND, tokenizer="tokenizer_2"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("feature_extractor", "image_encoder")
 

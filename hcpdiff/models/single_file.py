@@ -66,7 +66,7 @@ class SingleFile(ModelFolder):
             return self.model.path / name
         return own if (own / "config.json").exists() else self.model.layout.configs / name
 
-    def read(self, part: str, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
+    def read(self, part: str, dtype: torch.dtype | None, *, seed: int | None = None) -> nn.Module:
         name, kind, folder = self.parts[part].folder, self.parts[part].kind, self.folder(part)
         if seed is not None:
             return super().read(part, dtype, seed=seed)
@@ -77,11 +77,10 @@ class SingleFile(ModelFolder):
             raise FileNotFoundError(
                 f"{self.model.path}: no {name} in this file, whose keys would start with {prefix}; {self._advice(name)}"
             )
-        with weights.on_meta():
-            module: Any = kind.read(folder, torch.float32, weights=False)
-        kept = getattr(module, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
-        self.model.load(name, module, dtype, in_float32=kept)
-        return _finished(module, dtype)
+        module = kind.blank(folder)
+        kept = weights.in_float32(module, dtype)
+        self.model.load(name, module, dtype, in_float32=kept, device=weights.device())
+        return weights.finished(module, dtype)
 
     def tokenizer(self, part: str) -> Any:
         name = str(self.parts[part].tokenizer)
@@ -118,18 +117,3 @@ class SingleFile(ModelFolder):
 
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
-
-
-def _finished(module: Any, dtype: torch.dtype) -> nn.Module:
-    """With what is in no file: tied layers, positions, and the dtype that the config says."""
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()
-    for layer in module.modules():
-        ids = layer._buffers.get("position_ids")
-        if ids is not None and ids.is_meta:
-            layer.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
-    if hasattr(getattr(module, "config", None), "dtype") and not isinstance(module.config, Mapping):
-        module.config.dtype = dtype
-    unmade = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.is_meta]
-    assert not unmade, unmade
-    return module.eval()

@@ -16,7 +16,8 @@ from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec
 from hcpdiff.models.folder import ModelFolder, Part
 from hcpdiff.models.pretrained import PretrainedFamily
-from hcpdiff.models.stock import Stock, StockText, checkpoint_blocks
+from hcpdiff.models.stock import Stock, checkpoint_blocks
+from hcpdiff.models.text.loading import StockText
 from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.text.tokenize import token_ids
 from hcpdiff.types import Conditioning
@@ -40,7 +41,7 @@ class ZImage(PretrainedFamily):
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", Stock("ZImageTransformer2DModel", "transformers.transformer_z_image")),
         "text_encoders.qwen": Part("text_encoder", StockText("Qwen3Model"), tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "vae": Part("vae", autoencoder.KIND),
     }
     stock_scheduler = SCHEDULER
     denoiser: Any

@@ -100,6 +100,8 @@ def test_diffusers_reads_flux_at_its_true_width(guidance: bool) -> None:
         for i, (key, tensor) in enumerate(model.state_dict().items())
     }
     table = dit.flux({key: tuple(tensor.shape) for key, tensor in expected.items()})
-    converted = convert_flux_transformer_checkpoint_to_diffusers(dict(originals(table, expected)))
+    converted = convert_flux_transformer_checkpoint_to_diffusers(
+        {key: make() for key, make in originals(table, expected).items()}
+    )
     assert converted.keys() == expected.keys()
     assert [key for key in expected if not torch.equal(converted[key], expected[key])] == []

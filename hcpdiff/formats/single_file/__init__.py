@@ -5,8 +5,8 @@ models; `layouts` says which parts a file has and under which prefix. The config
 `configs/`. A file holds no tokenizers: whoever reads a model takes them from a folder.
 """
 
-from hcpdiff.formats.single_file.opening import is_file
 from hcpdiff.formats.single_file.reading import Model
 from hcpdiff.formats.single_file.writing import save
+from hcpdiff.formats.tensor_files.reading import is_file
 
 __all__ = ["Model", "is_file", "save"]

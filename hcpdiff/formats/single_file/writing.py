@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout
+from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout, Part
 from hcpdiff.formats.single_file.table import originals
+from hcpdiff.formats.tensor_files.writing import Given, cast, given, write
 
 
 def save(family: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -29,26 +28,32 @@ def save(family: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> 
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a single file is written as .safetensors")
-    layout, state = layout_of(family), {}
-    for part in layout.parts.values():
-        module = _submodule(family, part.path)
-        if module is None:
-            continue
-        if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
-            raise ValueError(f"{part.path}: plugins stand in the place of its layers; detach or merge them first")
-        tensors: Mapping[str, Tensor] = module.state_dict()
-        table = part.table({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-        for key, tensor in originals(table, tensors):
-            state[part.prefixes[0] + key] = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+    tensors: dict[str, Given] = {}
+    for part in (layout := layout_of(family)).parts.values():
+        if (module := _submodule(family, part.path)) is not None:
+            tensors |= {part.prefixes[0] + key: tensor for key, tensor in _originals(part, module).items()}
     scheduler = getattr(family, "scheduler", {})
-    if layout.name == "sdxl" and scheduler.get("prediction_type") == "v_prediction":
-        state["v_pred"] = torch.zeros(0)
-    if layout.name == "sdxl" and scheduler.get("rescale_betas_zero_snr"):
-        state["ztsnr"] = torch.zeros(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    marks = {
+        "v_pred": scheduler.get("prediction_type") == "v_prediction",
+        "ztsnr": scheduler.get("rescale_betas_zero_snr"),
+    }
+    if layout.name == "sdxl":
+        tensors |= given({mark: torch.zeros(0) for mark, is_set in marks.items() if is_set})
+    write(path, cast(tensors, dtype))
+
+
+def _originals(part: Part, module: nn.Module) -> dict[str, Given]:
+    """The tensors of a part as the file has them."""
+    if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
+        raise ValueError(f"{part.path}: plugins stand in the place of its layers; detach or merge them first")
+    tensors = module.state_dict()
+    table = part.table({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    meta = originals(table, {key: tensor.to("meta") for key, tensor in tensors.items()})
+    return {key: _given(meta[key](), make) for key, make in originals(table, tensors).items()}
+
+
+def _given(like: Tensor, make: Callable[[], Tensor]) -> Given:
+    return Given(tuple(like.shape), like.dtype, make)
 
 
 def layout_of(family: Any) -> Layout:

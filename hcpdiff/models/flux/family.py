@@ -59,9 +59,9 @@ class Flux(PretrainedFamily):
     pipeline = "FluxPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", FluxTransformer),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.t5": Part("text_encoder_2", t5_encoder, tokenizer="tokenizer_2"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.t5": Part("text_encoder_2", t5_encoder.KIND, tokenizer="tokenizer_2"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("image_encoder", "feature_extractor")
     stock_scheduler = SCHEDULER

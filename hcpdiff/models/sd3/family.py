@@ -45,10 +45,10 @@ class SD3(PretrainedFamily):
     pipeline = "StableDiffusion3Pipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", MMDiT),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
-        T5: Part("text_encoder_3", t5_encoder, tokenizer="tokenizer_3"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.clip_g": Part("text_encoder_2", clip.KIND, tokenizer="tokenizer_2"),
+        T5: Part("text_encoder_3", t5_encoder.KIND, tokenizer="tokenizer_3"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("image_encoder", "feature_extractor")
     stock_scheduler = SCHEDULER

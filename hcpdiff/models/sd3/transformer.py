@@ -78,11 +78,11 @@ class MMDiT(Transformer):
         self._initialise(Modulation, FinalModulation)
 
     @classmethod
-    def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> MMDiT:
-        """`from_pretrained`; or with random weights, but the folder's positions, which are not learned."""
-        model = super().read(folder, dtype, weights=weights)
-        if not weights and files.present(Path(folder)):
-            model.pos_embed.pos_embed.copy_(files.read(Path(folder))["pos_embed.pos_embed"])
+    def random(cls, folder: Path) -> MMDiT:
+        """With random weights, but the folder's positions, which are not learned."""
+        model = super().random(folder)
+        if files.present(folder):
+            model.pos_embed.pos_embed.copy_(files.opened(folder).read("pos_embed.pos_embed"))
         return model
 
     @property

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from hcpdiff.models.text import loading
-from hcpdiff.models.weights import on_meta
+from hcpdiff.models import weights
+from hcpdiff.models.text.loading import StockText
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5EncoderModel
+
+
+KIND = StockText("T5EncoderModel")
 
 
 def encode(encoder: nn.Module, ids: Tensor) -> Tensor:
@@ -22,27 +23,12 @@ def encode(encoder: nn.Module, ids: Tensor) -> Tensor:
     return encoder(ids).last_hidden_state
 
 
-def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-    """T5's encoder of a folder; see `loading.read`."""
-    from transformers import T5EncoderModel
-
-    return loading.read(T5EncoderModel, folder, dtype, weights=weights)
-
-
-def skeleton(folder: Path) -> nn.Module:
-    """Its layers on the meta device."""
-    with on_meta():
-        return read(folder, torch.float32, weights=False)
-
-
 def is_silent(folder: Path) -> bool:
     """Whether the T5 of this folder returns zeros whatever it reads, because its last norm has no weight."""
-    name, index = "encoder.final_layer_norm.weight", folder / "model.safetensors.index.json"
-    file = json.loads(index.read_text())["weight_map"].get(name) if index.exists() else "model.safetensors"
-    if file is None or not (folder / file).exists():
+    if not weights.present(folder, name=weights.TRANSFORMERS):
         return False
-    with safe_open(folder / file, "pt") as tensors:
-        return name in tensors.keys() and not tensors.get_tensor(name).any()  # noqa: SIM118
+    name, stored = "encoder.final_layer_norm.weight", weights.opened(folder, name=weights.TRANSFORMERS)
+    return name in stored.tensors and not stored.read(name).any()
 
 
 def silent(width: int) -> tuple[T5EncoderModel, CLIPTokenizer]:

@@ -1,0 +1,50 @@
+"""Writing a model, or one part of it, as the folders that diffusers and transformers read."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hcpdiff.formats.tensor_files import writing
+from hcpdiff.models.weights import DIFFUSERS, TRANSFORMERS
+
+
+def save_part(
+    module: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: str | int | None = None,
+    weights: bool = True,
+) -> None:
+    """Write config.json and safetensors of one model: hcpdiff's own, diffusers' or transformers'.
+
+    Args:
+        dtype: of all floating weights; None leaves each as it is.
+        shard_size: the most bytes of a file, such as "5GB"; None writes one file.
+        weights: False writes config.json alone.
+
+    Raises:
+        ValueError: plugins stand in the place of its layers.
+    """
+    if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
+        raise ValueError(f"{folder.name}: plugins stand in the place of its layers; detach or merge them first")
+    of_diffusers = hasattr(module, "save_config")
+    if of_diffusers:
+        module.save_config(folder)
+    else:
+        _save_config(module, folder, dtype)
+    if weights:
+        tensors = writing.given(module.state_dict(keep_vars=True), dtype)
+        writing.write_shards(folder, DIFFUSERS if of_diffusers else TRANSFORMERS, tensors, shard_size)
+
+
+def _save_config(encoder: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Of a model of transformers; it says the class, and the dtype of the weights."""
+    config = copy.deepcopy(encoder.config)
+    config.architectures = [type(encoder).__name__]
+    config.dtype = dtype or encoder.dtype
+    config.save_pretrained(folder)
