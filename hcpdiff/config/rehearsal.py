@@ -49,6 +49,7 @@ def rehearse(tree: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
     made = {section: _made(plan, reader) for section, plan in plans.items()}
     _look_into_folders(made.get("data"), plans.get("data"), reader)
     _check_together(made.get("data"), made.get("train"), reader)
+    _check_export(made.get("train"), tree.get("finetune") or (), reader)
     optimizer = plans["train"].kwargs.get("optimizer") if isinstance(plans.get("train"), Call) else None
     if isinstance(optimizer, Call):
         _check_optimizer(optimizer, reader)
@@ -129,6 +130,15 @@ def _check_together(datasets: Any, train: Any, reader: Reader) -> None:
             check(datasets)
         except ValueError as error:
             reader.wrong_text(("data",), str(error))
+
+
+def _check_export(train: Any, finetune: Any, reader: Reader) -> None:
+    if train is None or isinstance(train, StandIn):
+        return
+    try:
+        train.check_export(finetune)
+    except ValueError as error:
+        reader.wrong_text(("train",), str(error))
 
 
 def _check_optimizer(call: Call, reader: Reader) -> None:

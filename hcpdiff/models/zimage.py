@@ -60,9 +60,9 @@ class ZImage(PretrainedFamily):
         path: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         text_tokens: Annotated[int, at_least_1] = 512,
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
@@ -72,6 +72,7 @@ class ZImage(PretrainedFamily):
         Args:
             path: folder, or owner/name.
             revision: of the repository.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             text_tokens: how many tokens of a prompt are read, those of the chat around it included.
             from_scratch: parts that start from random weights; of these only configs need to be there.

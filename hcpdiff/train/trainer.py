@@ -72,6 +72,8 @@ class Trainer:
         self.config = config
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
+        settings.check_export(finetune)
+        exporting.check(family, plugins.specs, settings)
         self.accelerator = make_accelerator(settings.precision)
         groups = parameter_groups(family, plugins, finetune)
         self.objective = Objective.from_settings(family, plugins, settings, seed=seed)

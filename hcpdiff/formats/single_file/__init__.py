@@ -6,7 +6,7 @@ models; `layouts` says which parts a file has and under which prefix. The config
 """
 
 from hcpdiff.formats.single_file.reading import Model
-from hcpdiff.formats.single_file.writing import save
+from hcpdiff.formats.single_file.writing import layout_of, rewrite, save
 from hcpdiff.formats.tensor_files.reading import is_file
 
-__all__ = ["Model", "is_file", "save"]
+__all__ = ["Model", "is_file", "layout_of", "rewrite", "save"]

@@ -14,6 +14,10 @@ from hcpdiff.formats.single_file.layouts import Layout, recognise
 from hcpdiff.formats.single_file.table import Shapes, Source, Table, original_shapes
 from hcpdiff.formats.tensor_files.fitting import check
 from hcpdiff.formats.tensor_files.reading import open_weights, read_all
+from hcpdiff.formats.tensor_files.writing import Given
+
+# Empty tensors by which files of XL say what their scheduler must know.
+MARKS = {"v_pred": ("prediction_type", "v_prediction"), "ztsnr": ("rescale_betas_zero_snr", True)}
 
 
 class Model:
@@ -37,9 +41,14 @@ class Model:
     @property
     def scheduler(self) -> dict[str, Any]:
         """What the file says of its scheduler, over the family's default."""
-        marks = {"prediction_type": "v_prediction"} if "v_pred" in self._weights.shapes else {}
-        zero = {"rescale_betas_zero_snr": True} if "ztsnr" in self._weights.shapes else {}
-        return {**self.layout.scheduler, **marks, **zero}
+        said = {name: value for mark, (name, value) in MARKS.items() if mark in self._weights.tensors}
+        return {**self.layout.scheduler, **said}
+
+    def tensors(self) -> dict[str, Given]:
+        """All that belongs to the parts of the model, as it is in the file."""
+        stored = self._weights.tensors
+        keys = [*(key for part in self._keys.values() for key in part.values()), *(k for k in MARKS if k in stored)]
+        return {key: Given(stored[key].shape, stored[key].dtype, partial(self._weights.read, key)) for key in keys}
 
     def load(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout, Part
+from hcpdiff.formats.single_file.reading import MARKS, Model
 from hcpdiff.formats.single_file.table import originals
 from hcpdiff.formats.tensor_files.writing import Given, cast, given, write
 
@@ -25,21 +26,35 @@ def save(family: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> 
     Raises:
         ValueError: the path does not end in .safetensors, the model has no such layout, or plugins stand in it.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a single file is written as .safetensors")
+    path = _checked(path)
     tensors: dict[str, Given] = {}
     for part in (layout := layout_of(family)).parts.values():
         if (module := _submodule(family, part.path)) is not None:
             tensors |= {part.prefixes[0] + key: tensor for key, tensor in _originals(part, module).items()}
     scheduler = getattr(family, "scheduler", {})
-    marks = {
-        "v_pred": scheduler.get("prediction_type") == "v_prediction",
-        "ztsnr": scheduler.get("rescale_betas_zero_snr"),
-    }
+    marks = [mark for mark, (name, value) in MARKS.items() if scheduler.get(name) == value]
     if layout.name == "sdxl":
-        tensors |= given({mark: torch.zeros(0) for mark, is_set in marks.items() if is_set})
+        tensors |= given({mark: torch.zeros(0) for mark in marks})
     write(path, cast(tensors, dtype))
+
+
+def rewrite(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the parts of a single file to another one: what else lay in it, such as an optimizer's state, is left out.
+
+    Args:
+        dtype: of all weights; None leaves each as it is.
+
+    Raises:
+        ValueError: the path does not end in .safetensors.
+    """
+    write(_checked(path), cast(model.tensors(), dtype))
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a single file is written as .safetensors")
+    return path
 
 
 def _originals(part: Part, module: nn.Module) -> dict[str, Given]:
