@@ -178,7 +178,7 @@ class PretrainedFamily(ModelFamily):
             weights: False writes all but the weights, as it goes beside a single file.
 
         Raises:
-            ValueError: a setting is wrong, or plugins stand in the place of layers.
+            ValueError: a setting is wrong.
         """
         options = {"dtype": _dtype(dtype), "shard_size": shard_size, "weights": weights}
         folder, parts = Path(folder).expanduser(), self._written()

@@ -28,10 +28,8 @@ def save_part(
         weights: False writes config.json alone.
 
     Raises:
-        ValueError: plugins stand in the place of its layers.
+        ValueError: `shard_size` is none.
     """
-    if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
-        raise ValueError(f"{folder.name}: plugins stand in the place of its layers; detach or merge them first")
     of_diffusers = hasattr(module, "save_config")
     if of_diffusers:
         module.save_config(folder)

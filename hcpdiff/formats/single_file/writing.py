@@ -18,13 +18,14 @@ from hcpdiff.formats.tensor_files.writing import Given, cast, given, write
 def save(family: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a family's model as one safetensors file, which other programs read and `from_pretrained` as well.
 
-    Tokenizers have no place in it, nor has the scheduler, but for a mark of v-prediction and of zero terminal SNR.
+    Of a layer in whose place a plugin stands, the layer is written. Tokenizers have no place in it, nor has the
+    scheduler, but for a mark of v-prediction and of zero terminal SNR.
 
     Args:
         dtype: of all weights; None leaves each as it is.
 
     Raises:
-        ValueError: the path does not end in .safetensors, the model has no such layout, or plugins stand in it.
+        ValueError: the path does not end in .safetensors, or the model has no such layout.
     """
     path = _checked(path)
     tensors: dict[str, Given] = {}
@@ -59,8 +60,6 @@ def _checked(path: str | Path) -> Path:
 
 def _originals(part: Part, module: nn.Module) -> dict[str, Given]:
     """The tensors of a part as the file has them."""
-    if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
-        raise ValueError(f"{part.path}: plugins stand in the place of its layers; detach or merge them first")
     tensors = module.state_dict()
     table = part.table({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     meta = originals(table, {key: tensor.to("meta") for key, tensor in tensors.items()})

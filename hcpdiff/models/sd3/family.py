@@ -131,7 +131,7 @@ class SD3(PretrainedFamily):
         if "t5" not in self.text_encoders:
             part = self.parts[T5]
             width = self.denoiser.config.joint_attention_dim
-            models[part.folder], models[str(part.tokenizer)] = t5_encoder.silent(width)
+            models[part.folder], models[str(part.tokenizer)] = t5_encoder.silent(width, self.denoiser.dtype)
         return models
 
     @property

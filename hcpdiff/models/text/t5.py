@@ -12,7 +12,7 @@ from hcpdiff.models import weights
 from hcpdiff.models.text.loading import StockText
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, T5EncoderModel
+    from transformers import CLIPTokenizer
 
 
 KIND = StockText("T5EncoderModel")
@@ -31,7 +31,7 @@ def is_silent(folder: Path) -> bool:
     return name in stored.tensors and not stored.read(name).any()
 
 
-def silent(width: int) -> tuple[T5EncoderModel, CLIPTokenizer]:
+def silent(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, CLIPTokenizer]:
     """A T5 of almost no size that returns zeros, and a tokenizer for it.
 
     StableDiffusion3Pipeline.from_pretrained insists on a T5, and without one appends zeros: the same picture.
@@ -42,4 +42,4 @@ def silent(width: int) -> tuple[T5EncoderModel, CLIPTokenizer]:
         torch.manual_seed(0)  # that one model is written as the same bytes
         encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1))
     nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
-    return encoder, CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
+    return encoder.to(dtype=dtype), CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
