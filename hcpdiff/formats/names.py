@@ -35,6 +35,7 @@ class Architecture:
     """What files say and need to know about one kind of model."""
 
     name: str
+    pipelines: str  # how diffusers' names of its pipelines begin
     folders: Mapping[str, str]  # {part: its folder in diffusers' pipeline, and its prefix in diffusers' files}
     kohya: Mapping[str, str]  # {part: prefix in kohya's files}
     form: Literal["kohya", "diffusers"]  # what most programs can load
@@ -60,6 +61,7 @@ def _comfyui(**parts: str) -> dict[str, str]:
 ARCHITECTURES = {
     "sd": Architecture(
         "sd",
+        pipelines="StableDiffusion",
         folders={"denoiser": "unet", "text_encoders.clip": "text_encoder"},
         kohya={"denoiser": "lora_unet", "text_encoders.clip": "lora_te"},
         form="kohya",
@@ -67,6 +69,7 @@ ARCHITECTURES = {
     ),
     "sdxl": Architecture(
         "sdxl",
+        pipelines="StableDiffusionXL",
         folders={"denoiser": "unet", "text_encoders.clip_l": "text_encoder", "text_encoders.clip_g": "text_encoder_2"},
         kohya={"denoiser": "lora_unet", "text_encoders.clip_l": "lora_te1", "text_encoders.clip_g": "lora_te2"},
         form="kohya",
@@ -75,6 +78,7 @@ ARCHITECTURES = {
     ),
     "sd3": Architecture(
         "sd3",
+        pipelines="StableDiffusion3",
         folders={
             "denoiser": "transformer",
             "text_encoders.clip_l": "text_encoder",
@@ -93,6 +97,7 @@ ARCHITECTURES = {
     ),
     "flux": Architecture(
         "flux",
+        pipelines="Flux",
         folders={
             "denoiser": "transformer",
             "text_encoders.clip_l": "text_encoder",
@@ -104,6 +109,12 @@ ARCHITECTURES = {
         table=dit_names.FLUX,
     ),
 }
+
+
+def of_pipeline(name: str) -> Architecture | None:
+    """By the name of one of its pipelines in diffusers."""
+    known = sorted(ARCHITECTURES.values(), key=lambda arch: len(arch.pipelines), reverse=True)
+    return next((arch for arch in known if name.startswith(arch.pipelines)), None)
 
 
 def architecture(name: str) -> Architecture:
