@@ -3,8 +3,9 @@
     python tests/benchmarks/loading.py --model sd1 --dtype float32
 
 The model has its published size and random weights. Every contestant loads it in a process of its own, with everything
-imported and the files in the page cache, by turns, and looks at each page of it; the least time and the most memory of all rounds count. Memory is
-what the process grows by at its peak, over the bytes of the weights; pages of mapped files count.
+imported and the files in the page cache, by turns, and looks at each page of it; the least time and the most memory of
+all rounds count. Memory is what the process grows by at its peak, over the bytes of the weights; pages of mapped files
+count.
 """
 
 from __future__ import annotations
