@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn import init
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_INITIALISERS = (init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_)  # those that a mode sees
+# Functions of torch.nn.init, or what transformers puts in their place, and methods that these call.
+_INITIALISERS = {"uniform_", "normal_", "constant_", "kaiming_uniform_", "fill_", "zero_"}
 
 
 @contextmanager
@@ -45,6 +46,8 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             return func(*args, **{**kwargs, "device": "meta"})
-        if func in _INITIALISERS and (tensor := kwargs.get("tensor")) is not None and tensor.is_meta:
-            return tensor  # they would compute much for nothing
+        if getattr(func, "__name__", None) in _INITIALISERS:
+            tensor = kwargs.get("tensor", args[0] if args else None)
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor  # they would compute much for nothing
         return func(*args, **kwargs)

@@ -97,10 +97,13 @@ class PretrainedFamily(ModelFamily):
         """What every family is made of, by the names of its arguments."""
         read = files.reader(from_scratch, seed=seed)
         text, own, decoded = (_dtype(name) for name in (text_dtype or dtype, dtype, vae_dtype))
+        tokenizers = {
+            name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders
+        }  # before what takes long
         return {
             "denoiser": read("denoiser", own),
             "text_encoders": {name: read(f"text_encoders.{name}", text) for name in files.text_encoders},
-            "tokenizers": {name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders},
+            "tokenizers": tokenizers,
             "vae": read("vae", decoded),
             "scheduler": files.scheduler(cls.stock_scheduler),
         }
