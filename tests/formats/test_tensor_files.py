@@ -72,12 +72,13 @@ def test_files_that_are_cut_off_or_none_are_told(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content, message in [
         (b"", r"\(0 bytes\): it does not begin with a header"),
-        (whole[:40], "does not begin with a header"),
-        (whole[:-8], "8 bytes are missing"),
-        (whole + b"1234", "4 bytes too many"),
+        (whole[:40], r"\(40 bytes\): its header alone has"),
+        (whole[:-8], rf"\({len(whole) - 8} bytes\): by its header it has {len(whole)};"),
+        (whole + b"1234", rf"\({len(whole) + 4} bytes\): by its header it has {len(whole)};"),
         (b"PK\x03\x04" + bytes(600), "does not begin with a header"),
         (whole.replace(b'"F32"', b'"F99"'), "'a' is not understood"),
-        (whole[:8] + b"[" + whole[9:], "no JSON"),
+        (whole[:8] + b"[" + whole[9:], "does not begin with a header"),
+        (whole.replace(b":", b";"), "no JSON"),
         (whole.replace(b"[0,256]", b"[4,256]"), "the bytes of 'a' are not those of its shape"),
     ]:
         path.write_bytes(content)

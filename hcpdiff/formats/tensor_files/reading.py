@@ -113,20 +113,20 @@ def _header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, LARGEST_HEADER):
-            raise _broken(path, "it does not begin with a header")
-        text = file.read(length)
+        text = file.read(length) if length <= LARGEST_HEADER else b""
+    if not text.startswith(b"{"):
+        raise _broken(path, "it does not begin with a header")
+    if len(text) < length:
+        raise _broken(path, f"its header alone has {8 + length}")
     try:
         header = json.loads(text)
     except ValueError:
         raise _broken(path, "its header is no JSON") from None
-    if not isinstance(header, dict):
-        raise _broken(path, "its header lists no tensors")
     metadata = header.pop("__metadata__", {})
     tensors = {key: _stored(path, key, value, 8 + length) for key, value in header.items()}
     end = max((stored.start + stored.nbytes for stored in tensors.values()), default=8 + length)
     if end != size:
-        raise _broken(path, f"{abs(end - size)} bytes {'are missing' if end > size else 'too many'}")
+        raise _broken(path, f"by its header it has {end}")
     if 8 + length + sum(stored.nbytes for stored in tensors.values()) != end:
         raise _broken(path, "its tensors do not lie one after the other")
     return tensors, metadata
