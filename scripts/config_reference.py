@@ -61,6 +61,7 @@ FAMILIES = ("SD3", "Flux", "SDXL", "StableDiffusion", "PixArtSigma", "ZImage", "
 GIVEN = {"generator", "generators", "callback"}  # arguments that hcpdiff gives by name
 LINKS = {
     "EmaSettings": "[group](#trainema)",
+    "ExportSettings": "[group](#trainexport)",
     "PreviewSettings": "[group](#trainpreview)",
     "Request": "[request](#infer)",
     "Prompt": "{positive, negative}",
@@ -164,6 +165,7 @@ def pages() -> Iterator[str]:
 
     yield "## train\n\n" + keys("train", settings.TrainSettings)
     yield keys("train.ema", settings.EmaSettings, "###")
+    yield keys("train.export", settings.ExportSettings, "###")
     yield keys("train.preview", settings.PreviewSettings, "###")
     yield "The keys of a request are under [infer](#infer)."
     yield "### Optimizers\n\nFor `train.optimizer`: any class of `torch.optim` but LBFGS, or"

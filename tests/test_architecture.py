@@ -31,7 +31,7 @@ MAY_IMPORT = {
     # Of models only where they are on disk; of plugins only how layers are named.
     "tools": BASE | {"config", "formats", "models.hub", "plugins.targets"},
     "project": set(),
-    "cli": {"config", "formats", "infer", "train", "plugins", "project", "tools"},
+    "cli": {"config", "formats", "infer", "models", "train", "plugins", "project", "tools"},
     "__main__": {"cli"},
     "__init__": {"lazy", "config", "infer", "train"},
 }

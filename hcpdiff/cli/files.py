@@ -17,17 +17,33 @@ Family = Annotated[
 
 
 def convert(
-    path: Annotated[Path, typer.Argument(help="A LoRA file of any program, or a folder of PEFT.")],
-    to: Annotated[str, typer.Option("--to", help="kohya, diffusers, peft, comfyui or webui: where it shall load.")],
+    path: Annotated[Path, typer.Argument(help="A LoRA of any program, learned words, or a model: a file or a folder.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="For a LoRA: kohya, diffusers, peft, comfyui or webui. For words: kohya, diffusers, a1111, onetrainer "
+            "or bundle. For a model: folder or single.",
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The file to write; for peft a folder. Default: beside the first.")
+        Path | None, typer.Option("--out", help="The file or folder to write. Default: beside the first.")
     ] = None,
     family: Family = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of a model: float32, bfloat16 or float16.")] = None,
+    shard_size: Annotated[
+        str | None, typer.Option("--shard-size", help="Of a model's folder: the most bytes of a file, e.g. 5GB.")
+    ] = None,
+    configs: Annotated[
+        str | None, typer.Option("--configs", help="A model whose configs and tokenizers go with a single file.")
+    ] = None,
 ) -> None:
-    """Write a LoRA in the form of another program. Layers and strength stay what they are."""
-    from hcpdiff.formats.convert import convert as write
+    """Write a LoRA, words or a model in another form. Layers, strength and values stay what they are."""
+    from hcpdiff.cli import converting
 
-    print(f"wrote {write(path, to, out, family)}")
+    options = {"family": family, "dtype": dtype, "shard_size": shard_size, "configs": configs}
+    for written in converting.run(path, to, out, options):
+        print(f"wrote {written}")
 
 
 def merge(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:

@@ -50,6 +50,7 @@ def rehearse(tree: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
     _look_into_folders(made.get("data"), plans.get("data"), reader)
     _check_together(made.get("data"), made.get("train"), reader)
     _check_words(made.get("words"), tree.get("plugins") or {}, reader)
+    _check_export(made.get("train"), tree.get("finetune") or (), reader)
     optimizer = plans["train"].kwargs.get("optimizer") if isinstance(plans.get("train"), Call) else None
     if isinstance(optimizer, Call):
         _check_optimizer(optimizer, reader)
@@ -139,6 +140,15 @@ def _check_words(words: Any, plugins: Any, reader: Reader) -> None:
             importlib.import_module("hcpdiff.train.words").check_names(words, plugins)
         except ValueError as error:
             reader.wrong_text(("words",), str(error))
+
+
+def _check_export(train: Any, finetune: Any, reader: Reader) -> None:
+    if train is None or isinstance(train, StandIn):
+        return
+    try:
+        train.check_export(finetune)
+    except ValueError as error:
+        reader.wrong_text(("train",), str(error))
 
 
 def _check_optimizer(call: Call, reader: Reader) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hcpdiff.formats.metadata import data_hash
+from hcpdiff.formats.tensor_files.reading import safetensors
+from hcpdiff.formats.tensor_files.writing import contents, given, write
 
 # How programs call the tensors of one layer.
 SUFFIXES = {
@@ -208,12 +207,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: it is none.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, header  # noqa: SIM118 (it is no dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: this is no safetensors file: {error}") from None
+    weights = safetensors([path])
+    return {key: weights.read(key) for key in weights.tensors}, dict(weights.metadata)
 
 
 def write_tensors(
@@ -224,20 +219,5 @@ def write_tensors(
     Args:
         hashed: say the hash of its tensors in the header.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    own, seen = {}, set()
-    for key, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        own[key] = tensor.clone() if storage in seen else tensor  # parts of one layer may share a matrix
-        seen.add(storage)
-    try:
-        save_file(own, temporary, dict(header))
-        if hashed:
-            save_file(own, temporary, {**header, **data_hash(temporary)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    own = given(tensors)
+    write(path, own, {**header, **data_hash(contents(own))} if hashed else header)

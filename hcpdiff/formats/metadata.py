@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hcpdiff.formats.changes import Changes
@@ -115,22 +116,21 @@ def model(
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def data_hash(path: Path) -> dict[str, str]:
+def data_hash(blocks: Iterable[bytes | memoryview]) -> dict[str, str]:
     """The SHA-256 of a safetensors file's tensors, whatever its header says."""
-    with path.open("rb") as file:
-        file.seek(8 + int.from_bytes(file.read(8), "little"))
-        found = _sha256(file)
+    found = _sha256(blocks)
     return {"sshs_model_hash": found, "modelspec.hash_sha256": f"0x{found}"}
 
 
 def base_hash(path: Path) -> dict[str, str]:
     """Name and SHA-256 of a model's single file, by which it is known in the ecosystem."""
     with path.open("rb") as file:
-        return {"ss_sd_model_name": path.name, "ss_new_sd_model_hash": _sha256(file)}
+        found = _sha256(iter(partial(file.read, 1 << 20), b""))
+    return {"ss_sd_model_name": path.name, "ss_new_sd_model_hash": found}
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(blocks: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
+    for block in blocks:
         digest.update(block)
     return digest.hexdigest()

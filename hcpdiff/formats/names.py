@@ -37,6 +37,7 @@ class Architecture:
     """What files say and need to know about one kind of model."""
 
     name: str
+    pipelines: str  # how diffusers' names of its pipelines begin
     folders: Mapping[str, str]  # {part: its folder in diffusers' pipeline, and its prefix in diffusers' files}
     kohya: Mapping[str, str]  # {part: prefix in kohya's files}
     form: Literal["kohya", "diffusers"]  # what most programs can load
@@ -68,6 +69,7 @@ def _comfyui(**parts: str) -> dict[str, str]:
 ARCHITECTURES = {
     "sd": Architecture(
         "sd",
+        pipelines="StableDiffusion",
         folders={"denoiser": "unet", "text_encoders.clip": "text_encoder"},
         kohya={"denoiser": "lora_unet", "text_encoders.clip": "lora_te"},
         form="kohya",
@@ -75,6 +77,7 @@ ARCHITECTURES = {
     ),
     "sdxl": Architecture(
         "sdxl",
+        pipelines="StableDiffusionXL",
         folders={"denoiser": "unet", "text_encoders.clip_l": "text_encoder", "text_encoders.clip_g": "text_encoder_2"},
         kohya={"denoiser": "lora_unet", "text_encoders.clip_l": "lora_te1", "text_encoders.clip_g": "lora_te2"},
         form="kohya",
@@ -83,6 +86,7 @@ ARCHITECTURES = {
     ),
     "sd3": Architecture(
         "sd3",
+        pipelines="StableDiffusion3",
         folders={
             "denoiser": "transformer",
             "text_encoders.clip_l": "text_encoder",
@@ -103,6 +107,7 @@ ARCHITECTURES = {
     ),
     "flux": Architecture(
         "flux",
+        pipelines="Flux",
         folders={
             "denoiser": "transformer",
             "text_encoders.clip_l": "text_encoder",
@@ -117,6 +122,7 @@ ARCHITECTURES = {
     ),
     "pixart": Architecture(
         "pixart",
+        pipelines="PixArtSigma",
         folders={"denoiser": "transformer", "text_encoders.t5": "text_encoder"},
         kohya={},
         form="diffusers",
@@ -126,6 +132,7 @@ ARCHITECTURES = {
     ),
     "zimage": Architecture(
         "zimage",
+        pipelines="ZImage",
         folders={"denoiser": "transformer", "text_encoders.qwen": "text_encoder"},
         kohya={"denoiser": "lora_unet"},
         form="diffusers",
@@ -135,6 +142,7 @@ ARCHITECTURES = {
     ),
     "qwen_image": Architecture(
         "qwen_image",
+        pipelines="QwenImage",
         folders={"denoiser": "transformer", "text_encoders.qwen": "text_encoder"},
         kohya={"denoiser": "lora_unet"},
         form="diffusers",
@@ -142,6 +150,12 @@ ARCHITECTURES = {
         roots=dit_names.QWEN_IMAGE_ROOTS,
     ),
 }
+
+
+def of_pipeline(name: str) -> Architecture | None:
+    """By the name of one of its pipelines in diffusers."""
+    known = sorted(ARCHITECTURES.values(), key=lambda arch: len(arch.pipelines), reverse=True)
+    return next((arch for arch in known if name.startswith(arch.pipelines)), None)
 
 
 def architecture(name: str) -> Architecture:

@@ -11,17 +11,16 @@ bundle_emb.<word>.<one of the above>  within a LoRA
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from hcpdiff.formats.lora_files import BUNDLE, write_tensors
+from hcpdiff.formats.lora_files import BUNDLE, read_tensors, write_tensors
+from hcpdiff.formats.tensor_files.reading import safetensors
+from hcpdiff.formats.tensor_files.replacing import replacing_file
 
 logger = logging.getLogger(__name__)
 
@@ -176,13 +175,7 @@ def _known(key: str) -> bool:
 
 
 def _keys(path: Path) -> list[str]:
-    if path.suffix != ".safetensors":
-        return list(_tensors(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path}: this is no safetensors file: {error}") from None
+    return list(safetensors([path]).tensors if path.suffix == ".safetensors" else _tensors(path))
 
 
 def _flat(vectors: Mapping[str, Tensor], format: str) -> dict[str, Tensor]:
@@ -211,9 +204,8 @@ def _write_pt(path: Path, word: str, vectors: Mapping[str, Tensor]) -> Path:
         content |= {"name": word, "step": 0, "sd_checkpoint": None, "sd_checkpoint_name": None}
     else:
         content = dict(flat)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing_file(path) as file:
+        torch.save(content, file)
     return path
 
 
@@ -232,9 +224,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a torn file, torch's unpickler raises anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,6 +18,7 @@ from hcpdiff.infer.request import InferSettings, Request
 from hcpdiff.infer.save import contact_sheet, save_picture, write_image
 from hcpdiff.models.family import ModelFamily
 from hcpdiff.models.text.words import Words, load_words
+from hcpdiff.models.weights import onto
 from hcpdiff.plugins.group import PluginGroup
 from hcpdiff.plugins.weights import attach_files
 
@@ -45,7 +46,8 @@ def infer(
     config.change("infer", changes or {})
     require(config, "model", "infer")
     settings: InferSettings = build(config, "infer")
-    family: ModelFamily = build(config, "model").to(_device()).eval()
+    with onto(_device()):
+        family: ModelFamily = build(config, "model").to(_device()).eval()
     check_size(family, settings.size, where="infer.size")
     plugins = attach_files(family, {name: (a.path, 1.0) for name, a in settings.adapters.items()}, trust=trust)
     attach_words(family, settings)

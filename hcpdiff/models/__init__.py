@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hcpdiff.models.flux.family import Flux as Flux
     from hcpdiff.models.flux.transformer import FluxConfig as FluxConfig
     from hcpdiff.models.flux.transformer import FluxTransformer as FluxTransformer
+    from hcpdiff.models.opening import convert_model as convert_model
+    from hcpdiff.models.opening import open_model as open_model
     from hcpdiff.models.pixart import PixArtSigma as PixArtSigma
     from hcpdiff.models.qwen_image import QwenImage as QwenImage
     from hcpdiff.models.sd import StableDiffusion as StableDiffusion
@@ -37,5 +39,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "SDXL": "hcpdiff.models.sdxl:SDXL",
         "StableDiffusion": "hcpdiff.models.sd:StableDiffusion",
         "ZImage": "hcpdiff.models.zimage:ZImage",
+        "convert_model": "hcpdiff.models.opening:convert_model",
+        "open_model": "hcpdiff.models.opening:open_model",
     },
 )

@@ -90,5 +90,12 @@ class ModelFamily(nn.Module, ABC):
         """Compute activations again in backward instead of keeping them: of all blocks, MLPs, or every n-th block."""
 
     @abstractmethod
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a complete model that `from_pretrained` reads."""
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: str | torch.dtype | None = None, shard_size: str | int | None = None
+    ) -> None:
+        """Write a complete model that `from_pretrained` reads.
+
+        Args:
+            dtype: of all weights; None leaves each as it is.
+            shard_size: the most bytes of a file of weights, such as "5GB"; None writes one for each part.
+        """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,24 +10,33 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hcpdiff.formats.single_file.opening import is_file
-from hcpdiff.models import weights
+from hcpdiff.formats.tensor_files.opening import INDEX, is_file, read_json, write_json
+from hcpdiff.formats.tensor_files.replacing import replacing_folder
 from hcpdiff.models.hub import local_folder
+from hcpdiff.models.saving import save_part
 from hcpdiff.models.text.loading import quiet
 from hcpdiff.randomness import derive
 
-CONFIGS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
+CONFIGS = [INDEX, "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja"]
 
 
 class Kind(Protocol):
     """How a part is read: a class or a module with these functions."""
 
-    def read(self, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-        """With its weights; or without them, as torch's random state makes it."""
+    def read(self, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+        """With its weights, in their own dtypes if `dtype` is None."""
+        ...
+
+    def random(self, folder: Path) -> nn.Module:
+        """As torch's random state makes it."""
+        ...
+
+    def blank(self, folder: Path) -> nn.Module:
+        """With its weights on the meta device, and all else where it belongs."""
         ...
 
     def skeleton(self, folder: Path) -> nn.Module:
-        """On the meta device."""
+        """On the meta device; perhaps it cannot run."""
         ...
 
 
@@ -83,7 +90,7 @@ class ModelFolder:
         allow = CONFIGS if only_configs else [*CONFIGS, "*/*.safetensors"]
         unread = [f"{name}/*" for part in skip for name in (parts[part].folder, parts[part].tokenizer) if name]
         self.root = local_folder(path, revision=revision, allow=allow, ignore=["*.fp16*", *unread])
-        self.index = weights.read_json(self.root / "model_index.json")
+        self.index = read_json(self.root / INDEX)
         if (found := self.index.get("_class_name")) not in pipelines:
             raise ValueError(f"{path}: this is a {found}; here a {' or '.join(pipelines)} is needed")
         self.parts = {name: part for name, part in parts.items() if name not in skip}
@@ -92,16 +99,16 @@ class ModelFolder:
         """Where a part lies."""
         return self.root / self.parts[part].folder
 
-    def read(self, part: str, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
+    def read(self, part: str, dtype: torch.dtype | None, *, seed: int | None = None) -> nn.Module:
         """A part with its weights, or with random ones of `seed`."""
         kind = self.parts[part].kind
         if seed is None:
             return kind.read(self.folder(part), dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "init", part.rpartition(".")[2]))
-            return kind.read(self.folder(part), dtype, weights=False).to(dtype)
+            return kind.random(self.folder(part)).to(dtype)
 
-    def reader(self, from_scratch: Collection[str], *, seed: int) -> Callable[[str, torch.dtype], Any]:
+    def reader(self, from_scratch: Collection[str], *, seed: int) -> Callable[[str, torch.dtype | None], Any]:
         """`read`, where the parts that start from scratch get random weights."""
         known = ("denoiser", "text_encoders", "vae")
         if unknown := sorted(set(from_scratch) - set(known)):
@@ -117,7 +124,7 @@ class ModelFolder:
     def scheduler(self, default: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the stock scheduler."""
         file = self.root / "scheduler" / "scheduler_config.json"
-        return weights.read_json(file) if file.exists() else dict(default)
+        return read_json(file) if file.exists() else dict(default)
 
     def check_prediction(self) -> None:
         """Log what is assumed where nothing says what the denoiser predicts."""
@@ -144,39 +151,28 @@ def write(
     *,
     empty: Collection[str] = (),
     settings: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> None:
     """Write a folder that diffusers reads.
 
     Args:
         pipeline: the name of its class.
-        parts: {subfolder: anything with `save_pretrained`, or a dict: the settings of a scheduler}.
+        parts: {subfolder: a model; or a tokenizer; or a dict, the settings of a scheduler}.
         empty: parts that the class has and this model does not.
         settings: of the pipeline itself.
+        options: how weights are written, see `saving.save_part`.
     """
     index: dict[str, Any] = {"_class_name": pipeline, **(settings or {}), **{name: [None, None] for name in empty}}
-    with _replacing(folder) as new, quiet():
+    with replacing_folder(folder) as new, quiet():
         for name, part in parts.items():
             if isinstance(part, Mapping):
-                weights.write_json(new / name / "scheduler_config.json", part)
+                write_json(new / name / "scheduler_config.json", part)
                 index[name] = ["diffusers", part["_class_name"]]
                 continue
-            part.save_pretrained(new / name)
+            if isinstance(part, nn.Module):
+                save_part(part, new / name, **options)
+            else:
+                part.save_pretrained(new / name)
             library = "transformers" if name.startswith(("text_encoder", "tokenizer")) else "diffusers"
             index[name] = [library, getattr(part, "diffusers_class", type(part).__name__)]
-        weights.write_json(new / "model_index.json", index)
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder whose content then replaces that of `folder`, which the weights in use may be mapped from."""
-    new = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    folder.mkdir(exist_ok=True)
-    for item in new.iterdir():
-        old = folder / item.name
-        if old.is_dir():
-            shutil.rmtree(old)
-        item.replace(old)
-    new.rmdir()
+        write_json(new / INDEX, index)

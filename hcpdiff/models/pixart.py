@@ -50,8 +50,8 @@ class PixArtSigma(PretrainedFamily):
     pipeline = "PixArtSigmaPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", Stock("PixArtTransformer2DModel", "transformers.pixart_transformer_2d")),
-        "text_encoders.t5": Part("text_encoder", t5_encoder, tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.t5": Part("text_encoder", t5_encoder.KIND, tokenizer="tokenizer"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     stock_scheduler = SCHEDULER
     denoiser: Any
@@ -69,9 +69,9 @@ class PixArtSigma(PretrainedFamily):
         path: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         t5_tokens: Annotated[int, at_least_1] = 300,
         emphasis: Literal["none", "webui", "braces"] = "none",
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
@@ -82,6 +82,7 @@ class PixArtSigma(PretrainedFamily):
         Args:
             path: folder, or owner/name.
             revision: of the repository.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             vae_dtype: the VAE is that of SDXL, which overflows in float16.
             t5_tokens: how many tokens the T5 gives.

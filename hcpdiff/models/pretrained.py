@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from hcpdiff.diffusion.process import Process
+from hcpdiff.formats.tensor_files.dtypes import as_dtype
 from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec, ModelFamily
 from hcpdiff.models.folder import ModelFolder, Part, write
 from hcpdiff.models.text.chunks import Tokens, lengths, tokenize, tokenize_whole
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.weights import as_dtype
 
 WHOLE = "t5"  # the text encoder that reads prompts whole, in `t5_tokens` tokens, and not in chunks
 
@@ -88,20 +88,23 @@ class PretrainedFamily(ModelFamily):
         cls,
         files: ModelFolder,
         *,
-        dtype: str | torch.dtype,
+        dtype: str | torch.dtype | None,
         text_dtype: str | torch.dtype | None,
-        vae_dtype: str | torch.dtype,
+        vae_dtype: str | torch.dtype | None,
         from_scratch: Sequence[str],
         seed: int,
     ) -> dict[str, Any]:
         """What every family is made of, by the names of its arguments."""
         read = files.reader(from_scratch, seed=seed)
-        text = as_dtype(text_dtype or dtype)
+        text, own, decoded = (_dtype(name) for name in (text_dtype or dtype, dtype, vae_dtype))
+        tokenizers = {
+            name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders
+        }  # before what takes long
         return {
-            "denoiser": read("denoiser", as_dtype(dtype)),
+            "denoiser": read("denoiser", own),
             "text_encoders": {name: read(f"text_encoders.{name}", text) for name in files.text_encoders},
-            "tokenizers": {name: files.tokenizer(f"text_encoders.{name}") for name in files.text_encoders},
-            "vae": read("vae", as_dtype(vae_dtype)),
+            "tokenizers": tokenizers,
+            "vae": read("vae", decoded),
             "scheduler": files.scheduler(cls.stock_scheduler),
         }
 
@@ -162,9 +165,27 @@ class PretrainedFamily(ModelFamily):
         files = cls._files(**{k: v for k, v in given.arguments.items() if k in wanted}, only_configs=True)
         return files, given.arguments
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a complete folder that `from_pretrained` and the stock pipeline read."""
-        write(Path(folder), self.pipeline, self._written(), empty=self.empty, settings=self.pipeline_settings)
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        shard_size: str | int | None = None,
+        weights: bool = True,
+    ) -> None:
+        """Write a complete folder that `from_pretrained` and the stock pipeline read.
+
+        Args:
+            dtype: of all weights; None leaves each as it is.
+            shard_size: the most bytes of a file of weights, such as "5GB"; None writes one for each part.
+            weights: False writes all but the weights, as it goes beside a single file.
+
+        Raises:
+            ValueError: a setting is wrong.
+        """
+        options = {"dtype": _dtype(dtype), "shard_size": shard_size, "weights": weights}
+        folder, parts = Path(folder).expanduser(), self._written()
+        write(folder, self.pipeline, parts, empty=self.empty, settings=self.pipeline_settings, **options)
 
     def _written(self) -> dict[str, Any]:
         """{folder of diffusers' layout: what lies in it}"""
@@ -205,3 +226,7 @@ class PretrainedFamily(ModelFamily):
             tokens[WHOLE] = tokenize_whole(self.tokenizers[WHOLE], prompts, self.t5_tokens, self.reading)
         devices = {name: next(encoder.parameters()).device for name, encoder in self.text_encoders.items()}
         return {name: tokens[name].to(device) for name, device in devices.items()}
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    return None if name is None else as_dtype(name)

@@ -17,7 +17,8 @@ from hcpdiff.models import schedulers
 from hcpdiff.models.family import LatentSpec
 from hcpdiff.models.folder import ModelFolder, Part
 from hcpdiff.models.pretrained import PretrainedFamily
-from hcpdiff.models.stock import Stock, StockText, checkpoint_blocks
+from hcpdiff.models.stock import Stock, checkpoint_blocks
+from hcpdiff.models.text.loading import StockText
 from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.text.tokenize import ids_and_mask
 from hcpdiff.types import Conditioning
@@ -79,9 +80,9 @@ class QwenImage(PretrainedFamily):
         path: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         text_tokens: Annotated[int, at_least_1] = 512,
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
@@ -91,6 +92,7 @@ class QwenImage(PretrainedFamily):
         Args:
             path: folder, or owner/name.
             revision: of the repository.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             text_tokens: how many tokens the denoiser gets, those of the chat behind the prompt included.
             from_scratch: parts that start from random weights; of these only configs need to be there.

@@ -31,8 +31,8 @@ class StableDiffusion(UNetFamily):
     pipeline = "StableDiffusionPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", UNET),
-        "text_encoders.clip": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -48,9 +48,9 @@ class StableDiffusion(UNetFamily):
         *,
         revision: str | None = None,
         configs: str | Path | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         clip_skip: int = 0,
         emphasis: Literal["none", "webui", "braces"] = "none",
         chunks: Annotated[int, at_least_1] | Literal["auto"] = 1,
@@ -66,6 +66,7 @@ class StableDiffusion(UNetFamily):
             revision: of the repository.
             configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
                 folder beside the file that is named like it.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             clip_skip: how many of the last layers of CLIP are left out; anime models often were trained with 1.
             emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.

@@ -33,9 +33,9 @@ class SDXL(UNetFamily):
     pipeline = "StableDiffusionXLPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("unet", UNET),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.clip_g": Part("text_encoder_2", clip.KIND, tokenizer="tokenizer_2"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("feature_extractor", "image_encoder")
 
@@ -56,9 +56,9 @@ class SDXL(UNetFamily):
         *,
         revision: str | None = None,
         configs: str | Path | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         clip_skip: int = 1,
         empty_prompt: Literal["encode", "zeros"] | None = None,
         emphasis: Literal["none", "webui", "braces"] = "none",
@@ -76,6 +76,7 @@ class SDXL(UNetFamily):
             revision: of the repository.
             configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
                 folder beside the file that is named like it.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             vae_dtype: the original VAE overflows in float16.
             clip_skip: how many of the last layers of both CLIPs are left out.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hcpdiff.formats.single_file import Model
+from hcpdiff.formats.tensor_files.opening import INDEX, present, read_json
 from hcpdiff.models import weights
 from hcpdiff.models.folder import CONFIGS, ModelFolder, Part
 from hcpdiff.models.hub import local_folder
@@ -52,8 +53,8 @@ class SingleFile(ModelFolder):
             raise ValueError(f"{path}: this is {layout.title}; here a {' or '.join(pipelines)} is needed")
         self.parts = {name: part for name, part in parts.items() if name not in skip}
         self.root = self._configs_folder(configs, revision, only_configs)
-        index = self.root / "model_index.json"
-        self.index = weights.read_json(index) if index.exists() else {"_class_name": layout.pipeline}
+        index = self.root / INDEX
+        self.index = read_json(index) if index.exists() else {"_class_name": layout.pipeline}
         if (found := self.index.get("_class_name")) not in pipelines:
             raise ValueError(f"configs: {self.root} is a {found}; here a {' or '.join(pipelines)} is needed")
 
@@ -61,29 +62,28 @@ class SingleFile(ModelFolder):
         """Where a part's config lies; no folder for a part that is nowhere."""
         name = self.parts[part].folder
         own = self.root / name
-        if (own / "config.json").exists() and (self.model.holds(name) or _has_weights(own)):
+        if (own / "config.json").exists() and (self.model.holds(name) or present(own)):
             return own
         # A T5 is the one part that a model can do without.
         if not self.model.holds(name) and part == "text_encoders.t5" and self.model.layout.name.startswith("sd3"):
             return self.model.path / name
         return own if (own / "config.json").exists() else self.model.layout.configs / name
 
-    def read(self, part: str, dtype: torch.dtype, *, seed: int | None = None) -> nn.Module:
+    def read(self, part: str, dtype: torch.dtype | None, *, seed: int | None = None) -> nn.Module:
         name, kind, folder = self.parts[part].folder, self.parts[part].kind, self.folder(part)
         if seed is not None:
             return super().read(part, dtype, seed=seed)
         if not self.model.holds(name):
-            if _has_weights(folder):
+            if present(folder):
                 return kind.read(folder, dtype)
             prefix = self.model.layout.parts[name].prefixes[0]
             raise FileNotFoundError(
                 f"{self.model.path}: no {name} in this file, whose keys would start with {prefix}; {self._advice(name)}"
             )
-        with weights.on_meta():
-            module: Any = kind.read(folder, torch.float32, weights=False)
-        kept = getattr(module, "_keep_in_fp32_modules", None) or () if dtype == torch.float16 else ()
-        self.model.load(name, module, dtype, in_float32=kept)
-        return _finished(module, dtype)
+        module = kind.blank(folder)
+        kept = weights.in_float32(module, dtype)
+        self.model.load(name, module, dtype, in_float32=kept, device=weights.device())
+        return weights.finished(module, dtype)
 
     def tokenizer(self, part: str) -> Any:
         name = str(self.parts[part].tokenizer)
@@ -119,22 +119,3 @@ class SingleFile(ModelFolder):
         missing = [part.folder for part in self.parts.values() if not self.model.holds(part.folder)]
         tensors = [] if only_configs else [f"{name}/*.safetensors" for name in missing]
         return local_folder(configs, revision=revision, allow=[*CONFIGS, *tensors], ignore=["*.fp16*"])
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
-
-
-def _finished(module: Any, dtype: torch.dtype) -> nn.Module:
-    """With what is in no file: tied layers, positions, and the dtype that the config says."""
-    if hasattr(module, "tie_weights"):
-        module.tie_weights()
-    for layer in module.modules():
-        ids = layer._buffers.get("position_ids")
-        if ids is not None and ids.is_meta:
-            layer.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
-    if hasattr(getattr(module, "config", None), "dtype") and not isinstance(module.config, Mapping):
-        module.config.dtype = dtype
-    unmade = [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if tensor.is_meta]
-    assert not unmade, unmade
-    return module.eval()

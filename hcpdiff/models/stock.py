@@ -1,4 +1,4 @@
-"""Models of diffusers and transformers, used as they are: how one is read, and how its blocks are checkpointed."""
+"""Models of diffusers, used as they are: how one is read, and how its blocks are checkpointed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hcpdiff.models.text import loading
-from hcpdiff.models.weights import on_meta, present, read_json
+from hcpdiff.formats.tensor_files.opening import DIFFUSERS, open_folder, read_json
+from hcpdiff.models import weights
+from hcpdiff.models.blank import on_meta, weights_on_meta
 
 
 @dataclass(frozen=True)
@@ -28,38 +29,32 @@ class Stock:
     name: str
     module: str
 
-    def read(self, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Any:
-        """The model of a folder; without `weights`, as the current default device and random state make it."""
-        try:
-            kind = getattr(import_module(f"diffusers.models.{self.module}"), self.name)
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise ValueError(f"{folder}: this diffusers has no {self.name}; use a newer one") from error
-        if not weights:
-            return kind.from_config(read_json(folder / "config.json"))
-        if not present(folder):
-            raise FileNotFoundError(f"{folder}: no safetensors here; is the model downloaded completely?")
-        return kind.from_pretrained(folder, torch_dtype=dtype)
+    def read(self, folder: Path, dtype: torch.dtype | None) -> Any:
+        """The model of a folder; with `dtype` None, every weight is as it is there."""
+        model = self.blank(folder)
+        names = {key: key for key in open_folder(folder, DIFFUSERS).tensors}
+        model._fix_state_dict_keys_on_load(names)  # of old attention layers
+        return weights.load(model, folder, dtype=dtype, names=names)
+
+    def random(self, folder: Path) -> Any:
+        """The model of a folder as torch's random state makes it."""
+        return self._class(folder).from_config(read_json(folder / "config.json"))
+
+    def blank(self, folder: Path) -> Any:
+        """The model of a folder, its weights on the meta device."""
+        with weights_on_meta():
+            return self.random(folder)
 
     def skeleton(self, folder: Path) -> Any:
         """Its layers on the meta device."""
         with on_meta():
-            return self.read(folder, torch.float32, weights=False)
+            return self.random(folder)
 
-
-@dataclass(frozen=True)
-class StockText:
-    """A text encoder of transformers as the `kind` of a `Part`, by the name of its class."""
-
-    name: str
-
-    def read(self, folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-        """The encoder of a folder; see `loading.read`."""
-        return loading.read(getattr(import_module("transformers"), self.name), folder, dtype, weights=weights)
-
-    def skeleton(self, folder: Path) -> nn.Module:
-        """Its layers on the meta device."""
-        with on_meta():
-            return self.read(folder, torch.float32, weights=False)
+    def _class(self, folder: Path) -> Any:
+        try:
+            return getattr(import_module(f"diffusers.models.{self.module}"), self.name)
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ValueError(f"{folder}: this diffusers has no {self.name}; use a newer one") from error
 
 
 def checkpoint_blocks(model: Any, blocks: Sequence[nn.Module], mode: Literal["none", "all", "mlp"] | int) -> None:

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hcpdiff.models import weights as files
+from hcpdiff.formats.tensor_files.opening import read_json, write_json
+from hcpdiff.models import weights
+from hcpdiff.models.blank import on_meta
+from hcpdiff.models.saving import save_part
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,29 +64,44 @@ class Transformer(nn.Module, ABC):
             FileNotFoundError: config or weights are missing.
             ValueError: the weights do not fit the config.
         """
-        model = cls.skeleton(folder)
-        files.load(model, Path(folder), dtype=dtype)
-        return model
+        return weights.load(cls.skeleton(folder), Path(folder), dtype=dtype)
 
     @classmethod
-    def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> Self:
-        """`from_pretrained`; or with random weights."""
-        if weights:
-            return cls.from_pretrained(folder, dtype=dtype)
-        return cls(cls.skeleton(folder).config).to(dtype)
+    def read(cls, folder: Path, dtype: torch.dtype | None) -> Self:
+        """`from_pretrained`; with `dtype` None, every weight is as it is there."""
+        return cls.from_pretrained(folder, dtype=dtype)
+
+    @classmethod
+    def random(cls, folder: Path) -> Self:
+        """The same model with random weights."""
+        return cls(cls._config(folder))
 
     @classmethod
     def skeleton(cls, folder: str | Path) -> Self:
         """The same model on the meta device, without reading weights."""
-        values = files.read_json(Path(folder) / "config.json")
-        with files.on_meta():
-            return cls(cls.config_class.from_dict(values, f"{folder}/config.json"))
+        with on_meta():
+            return cls(cls._config(folder))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that this class and diffusers' read."""
-        folder = Path(folder)
-        files.save(self.state_dict(), folder)
-        files.write_json(folder / "config.json", {"_class_name": self.diffusers_class, **asdict(self.config)})
+    @classmethod
+    def blank(cls, folder: Path) -> Self:
+        """The skeleton, as all that this model has is in its files."""
+        return cls.skeleton(folder)
+
+    @classmethod
+    def _config(cls, folder: str | Path) -> Any:
+        file = Path(folder) / "config.json"
+        return cls.config_class.from_dict(read_json(file), str(file))
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, shard_size: str | int | None = None
+    ) -> None:
+        """Write a folder that this class and diffusers' read; see `saving.save_part`."""
+        save_part(self, Path(folder), dtype=dtype, shard_size=shard_size)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write config.json alone."""
+        values = {"_class_name": self.diffusers_class, **asdict(self.config)}
+        write_json(Path(folder) / "config.json", values)
 
     @property
     def dtype(self) -> torch.dtype:

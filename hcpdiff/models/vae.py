@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hcpdiff.models.weights import on_meta, present, read_json
+from hcpdiff.formats.tensor_files.opening import read_json
+from hcpdiff.models.stock import Stock
+
+KIND = Stock("AutoencoderKL", "autoencoders.autoencoder_kl")
 
 
 def latent_distribution(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,20 +40,3 @@ def downscale(vae: Any) -> int:
 def config(folder: Path) -> Any:
     """What a `vae/` folder says of it, as `vae.config` has it."""
     return SimpleNamespace(**read_json(folder / "config.json"))
-
-
-def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> Any:
-    """The VAE of a `vae/` folder; without `weights`, as the current default device and random state make it."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    if weights:
-        if not present(folder):
-            raise FileNotFoundError(f"{folder}: no safetensors here; is the model downloaded completely?")
-        return AutoencoderKL.from_pretrained(folder, torch_dtype=dtype)
-    return AutoencoderKL.from_config(read_json(folder / "config.json"))
-
-
-def skeleton(folder: Path) -> Any:
-    """Its layers on the meta device."""
-    with on_meta():
-        return read(folder, torch.float32, weights=False)

@@ -16,7 +16,8 @@ from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec
 from hcpdiff.models.folder import ModelFolder, Part
 from hcpdiff.models.pretrained import PretrainedFamily
-from hcpdiff.models.stock import Stock, StockText, checkpoint_blocks
+from hcpdiff.models.stock import Stock, checkpoint_blocks
+from hcpdiff.models.text.loading import StockText
 from hcpdiff.models.text.reading import Reading
 from hcpdiff.models.text.tokenize import ids_and_mask
 from hcpdiff.types import Conditioning
@@ -41,7 +42,7 @@ class ZImage(PretrainedFamily):
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", Stock("ZImageTransformer2DModel", "transformers.transformer_z_image")),
         "text_encoders.qwen": Part("text_encoder", StockText("Qwen3Model"), tokenizer="tokenizer"),
-        "vae": Part("vae", autoencoder),
+        "vae": Part("vae", autoencoder.KIND),
     }
     stock_scheduler = SCHEDULER
     denoiser: Any
@@ -60,9 +61,9 @@ class ZImage(PretrainedFamily):
         path: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         text_tokens: Annotated[int, at_least_1] = 512,
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
@@ -72,6 +73,7 @@ class ZImage(PretrainedFamily):
         Args:
             path: folder, or owner/name.
             revision: of the repository.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             text_tokens: how many tokens of a prompt are read, those of the chat around it included.
             from_scratch: parts that start from random weights; of these only configs need to be there.

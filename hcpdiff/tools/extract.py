@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +17,10 @@ import hcpdiff
 from hcpdiff.formats import convert, metadata, names
 from hcpdiff.formats.lora_files import Update, listing
 from hcpdiff.formats.names import Architecture, architecture
+from hcpdiff.formats.tensor_files.opening import read_json
 from hcpdiff.tools.lora import check_new
 from hcpdiff.tools.low_rank import Factors, Target, factorise
-from hcpdiff.tools.model_files import ModelFiles, layer_of, open_like, open_model
+from hcpdiff.tools.model_files import ModelFiles, layer_of, open_like, open_model, part_of
 from hcpdiff.tools.selecting import select
 
 log = logging.getLogger("hcpdiff.tools")
@@ -148,13 +147,10 @@ def _header(model: ModelFiles, updates: Mapping[str, Update], title: str) -> dic
     if model.layout is not None:
         variant = model.layout.name
     else:
-        folder = next(folder for folder, part in model.parts.items() if part == "denoiser")
-        scheduler = _json(model.path / "scheduler" / "scheduler_config.json")
+        folder = next(place.part for name, place in model.places.items() if part_of(name) == "denoiser")
+        file = model.path / "scheduler" / "scheduler_config.json"
+        scheduler = read_json(file) if file.is_file() else {}
         prediction = str(scheduler.get("prediction_type", "epsilon")) if folder == "unet" else None
-        variant = metadata.variant(str(model.family), _json(model.path / folder / "config.json"), str(prediction))
+        variant = metadata.variant(str(model.family), read_json(model.path / folder / "config.json"), str(prediction))
     about = metadata.model(variant, title=title, date=date, prediction=prediction)
     return {**metadata.network(updates), **about, "format": "pt", "hcpdiff.version": hcpdiff.__version__}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

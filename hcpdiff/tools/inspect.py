@@ -19,8 +19,11 @@ from hcpdiff.formats.lora_files import Update, without_mid
 from hcpdiff.formats.lycoris import Full
 from hcpdiff.formats.modules import taken_apart
 from hcpdiff.formats.single_file.layouts import recognise
-from hcpdiff.formats.tensor_files import Entry, TensorFile
-from hcpdiff.tools.model_files import INDEX, ModelFiles, Tensors, layer_of, open_model, open_tensors, weights_of
+from hcpdiff.formats.tensor_files.dtypes import dtype_name
+from hcpdiff.formats.tensor_files.entries import Entry
+from hcpdiff.formats.tensor_files.opening import INDEX, open_folder, open_weights, read_json
+from hcpdiff.formats.tensor_files.reading import Loaded, Weights, safetensors
+from hcpdiff.tools.model_files import ModelFiles, layer_of, open_model
 from hcpdiff.tools.report import LayerReport, Report
 
 HASHED = 1_000_000_000  # bytes: a file up to that size is hashed in a few seconds
@@ -47,7 +50,7 @@ def inspect(path: str | Path, *, family: str | None = None) -> Report:
     if path.is_dir() and (path / "manifest.json").is_file():
         return _checkpoint(path)
     if path.is_dir() and peft.weights_in(path):
-        return _lora(path, [TensorFile(file) for file in peft.weights_in(path)], family)
+        return _lora(path, safetensors(peft.weights_in(path)), family)
     if path.is_dir() and (path / "config.json").is_file() and not (path / INDEX).is_file():
         return _part(path)
     return _model(open_model(given))
@@ -56,33 +59,33 @@ def inspect(path: str | Path, *, family: str | None = None) -> Report:
 def _file(path: Path, family: str | None) -> Report:
     if path.suffix not in (".safetensors", *PICKLED):
         raise ValueError(f"{path}: no file of weights; they end in {', '.join(('.safetensors', *PICKLED))}")
-    stored = open_tensors(path)
-    if not stored.entries and path.suffix in PICKLED:
-        stored.entries = _nested(path)
-    keys = list(stored.entries)
+    stored = open_weights(path)
+    if not stored.tensors and path.suffix in PICKLED:
+        stored = _nested(path)
+    keys = list(stored.tensors)
     plugin = json.loads(stored.metadata.get("hcpdiff.plugin", "{}"))
     if plugin.get("file", {}).get("form") == "hcpdiff" or (plugin and "file" not in plugin):
         return _plugin(stored, plugin)
     if keys and all(map(_WORDS.fullmatch, keys)):
         return _words(stored)
     if any(map(_CONTROL.fullmatch, keys)):
-        return _about([stored], path, "ControlNet")
+        return _about(path, "ControlNet", stored)
     if path.suffix == ".safetensors" and _is_lora(keys):
-        return _lora(path, [stored], family)
+        return _lora(path, stored, family)
     try:
-        recognise({key: entry.shape for key, entry in stored.entries.items()}, path)
+        recognise(stored.shapes, path)
     except ValueError as error:
-        report = _about([stored], path, _seems(keys) or "tensors")
+        report = _about(path, _seems(keys) or "tensors", stored)
         report.notes.append(str(error).removeprefix(f"{path}: "))
-        report.layers = _layers(stored.entries)
+        report.layers = _layers(stored.tensors)
         return report
     return _model(open_model(path))
 
 
-def _nested(path: Path) -> dict[str, Entry]:
+def _nested(path: Path) -> Weights:
     """Of a learned word of AUTOMATIC1111's web UI, whose tensors are one level down."""
     inner = torch.load(path, map_location="cpu", weights_only=True).get("string_to_param", {})
-    return {f"string_to_param.{key}": Entry(value.dtype, tuple(value.shape)) for key, value in inner.items()}
+    return Loaded(path, {f"string_to_param.{key}": tensor for key, tensor in inner.items()})
 
 
 def _is_lora(keys: Iterable[str]) -> bool:
@@ -95,10 +98,10 @@ def _seems(keys: list[str]) -> str | None:
     return " and ".join(found).removeprefix("a ").removeprefix("an ") or None
 
 
-def _about(files: list[Tensors], path: Path, kind: str) -> Report:
+def _about(path: Path, kind: str, *files: Weights) -> Report:
     """What can be said of any file."""
-    entries = [entry for file in files for entry in file.entries.values()]
-    dtypes = Counter(str(entry.dtype).removeprefix("torch.") for entry in entries)
+    entries = [entry for file in files for entry in file.tensors.values()]
+    dtypes = Counter(dtype_name(entry.dtype) for entry in entries)
     metadata = {key: _parsed(value) for file in files for key, value in file.metadata.items()}
     tags: Counter[str] = Counter()
     frequencies = metadata.get("ss_tag_frequency")
@@ -107,7 +110,7 @@ def _about(files: list[Tensors], path: Path, kind: str) -> Report:
     return Report(
         path=str(path),
         kind=kind,
-        size=sum(file.path.stat().st_size for file in files),
+        size=sum(lying.stat().st_size for file in files for lying in file.files),
         sha256=_sha256(path) if path.is_file() and path.stat().st_size <= HASHED else None,
         tensors=len(entries),
         parameters=sum(entry.count for entry in entries),
@@ -118,8 +121,8 @@ def _about(files: list[Tensors], path: Path, kind: str) -> Report:
     )
 
 
-def _lora(path: Path, files: list[Any], family: str | None) -> Report:
-    report = _about(files, path, "LoRA")
+def _lora(path: Path, weights: Weights, family: str | None) -> Report:
+    report = _about(path, "LoRA", weights)
     try:
         read = reading.read(path, family)
     except ValueError as error:
@@ -163,19 +166,19 @@ def _kind(update: AnyChange) -> str:
     return {Update: "LoRA", Full: "whole weights"}.get(type(update), type(update).__name__)
 
 
-def _plugin(stored: Tensors, plugin: Mapping[str, Any]) -> Report:
+def _plugin(stored: Weights, plugin: Mapping[str, Any]) -> Report:
     module, _, name = str(plugin["class"]).partition(":")
-    report = _about([stored], stored.path, name if name == "ControlNet" else "plugin")
+    report = _about(stored.files[0], name if name == "ControlNet" else "plugin", stored)
     report.family = plugin.get("file", {}).get("family")
     options = ", ".join(f"{key}={value}" for key, value in plugin.get("options", {}).items())
     report.notes.append(f"made by {module}.{name}({options}) of hcpdiff on {plugin.get('on')}")
-    report.layers = _layers(stored.entries)
+    report.layers = _layers(stored.tensors)
     return report
 
 
-def _words(stored: Tensors) -> Report:
-    report = _about([stored], stored.path, "learned word")
-    for key, entry in stored.entries.items():
+def _words(stored: Weights) -> Report:
+    report = _about(stored.files[0], "learned word", stored)
+    for key, entry in stored.tensors.items():
         count = entry.shape[0] if len(entry.shape) > 1 else 1
         report.notes.append(f"{key}: {count} vectors of width {entry.shape[-1] if entry.shape else 1}")
     return report
@@ -183,31 +186,30 @@ def _words(stored: Tensors) -> Report:
 
 def _model(model: ModelFiles) -> Report:
     kind = "model in one file" if model.layout else "model in a folder"
-    report = _about(list(model.files.values()), model.path, kind)
+    report = _about(model.path, kind, *model.files.values())
     report.family = model.layout.title if model.layout else str(model.index.get("_class_name"))
     report.layers = _layers({name: model.entry(name) for name in model.places})
     return report
 
 
 def _part(path: Path) -> Report:
-    files = [TensorFile(file) for file in weights_of(path)]
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    report = _about(list(files), path, "part of a model")
+    weights, config = open_folder(path), read_json(path / "config.json")
+    report = _about(path, "part of a model", weights)
     names = config.get("architectures") or []
     report.family = config.get("_class_name") or (names[0] if names else None)
     if str(report.family).startswith("ControlNet") or str(report.family).endswith("ControlNetModel"):
         report.kind = "ControlNet"
-    report.layers = _layers({key: entry for file in files for key, entry in file.entries.items()})
+    report.layers = _layers(weights.tensors)
     return report
 
 
 def _checkpoint(path: Path) -> Report:
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    files = [TensorFile(file) for file in sorted(path.glob("*.safetensors"))]
-    report = _about(list(files), path, "checkpoint of a run")
+    files = [safetensors([file]) for file in sorted(path.glob("*.safetensors"))]
+    report = _about(path, "checkpoint of a run", *files)
     missing = [name for name in manifest.get("sha256", {}) if not (path / name).is_file()]
     report.notes = [f"after step {manifest.get('step')}", *(f"{name} is missing" for name in missing)]
-    report.notes += [f"{file.path.name}: {len(file.entries)} tensors" for file in files]
+    report.notes += [f"{file.files[0].name}: {len(file.tensors)} tensors" for file in files]
     return report
 
 

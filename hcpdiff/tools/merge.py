@@ -23,7 +23,8 @@ import hcpdiff
 from hcpdiff.config import build, load, require
 from hcpdiff.formats.changes import Changes
 from hcpdiff.formats.lora_files import listing
-from hcpdiff.formats.tensor_files import Entry
+from hcpdiff.formats.tensor_files.dtypes import as_dtype, dtype_name
+from hcpdiff.formats.tensor_files.entries import Given
 from hcpdiff.models.hub import PACKAGED
 from hcpdiff.tools.lora import read_lora
 from hcpdiff.tools.model_files import ModelFiles, layer_of, open_like, open_model
@@ -62,14 +63,18 @@ def merge(settings: MergeSettings) -> Merged:
     """
     plan = Plan(settings)
     out = Path(settings.out).expanduser()
-    count = sum(len(file.entries) for file in plan.base.files.values())
+    count = sum(len(weights.tensors) for weights in plan.base.files.values())
     with tqdm(total=count, desc="merge", unit="tensor", dynamic_ncols=True, leave=False) as bar:
 
-        def tensor(file: str, key: str) -> Tensor:
-            bar.update()
-            return plan.tensor(file, key)
+        def given(part: str, key: str) -> Given:
+            stored = plan.base.files[part].tensors[key]
+            return Given(plan.dtype_of(part, key), stored.shape, lambda: tensor(part, key))
 
-        write_like(plan.base, out, plan.entry, tensor, _header(plan), dtype=plan.dtype, shard=int(settings.shard_size))
+        def tensor(part: str, key: str) -> Tensor:
+            bar.update()
+            return plan.tensor(part, key)
+
+        write_like(plan.base, out, given, _header(plan), dtype=plan.dtype, shard_size=settings.shard_size)
     if unbalanced := plan.unbalanced():
         log.warning(
             "merge: the strengths of the base and its parts do not add up to 1 for %d layers: %s",
@@ -93,7 +98,7 @@ class Plan:
         with _at("merge.base"):
             self.base = open_model(settings.base)
         self.settings = settings
-        self.dtype: torch.dtype | None = getattr(torch, settings.dtype) if settings.dtype else None
+        self.dtype: torch.dtype | None = as_dtype(settings.dtype) if settings.dtype else None
         _check_out(Path(settings.out).expanduser(), self.base)
         self.parts = [_Mixed(self.base, name, part) for name, part in settings.parts.items()]
         self.adapters = [_Added(self.base, name, adapter) for name, adapter in settings.adapters.items()]
@@ -101,16 +106,15 @@ class Plan:
         self.changed = {name: [s for s in sources if name in s.strengths] for name in self.base.places}
         self.changed = {name: found for name, found in self.changed.items() if found}
 
-    def entry(self, file: str, key: str) -> Entry:
+    def dtype_of(self, part: str, key: str) -> torch.dtype:
         """What `tensor` will give."""
-        stored = self.base.files[file].entries[key]
-        return Entry(self.dtype or stored.dtype, stored.shape) if stored.dtype.is_floating_point else stored
+        stored = self.base.files[part].tensors[key].dtype
+        return self.dtype or stored if stored.is_floating_point else stored
 
-    def tensor(self, file: str, key: str) -> Tensor:
+    def tensor(self, part: str, key: str) -> Tensor:
         """A tensor of the new model, for the place of that in the base."""
-        stored = self.base.files[file].get(key)
-        names = [name for name in self.base.users.get((file, key), ()) if name in self.changed]
-        dtype = self.entry(file, key).dtype
+        stored, dtype = self.base.files[part].read(key), self.dtype_of(part, key)
+        names = [name for name in self.base.users.get((part, key), ()) if name in self.changed]
         if not names:
             result = stored.to(dtype)
             return _finite(result, key, stored) if result.dtype != stored.dtype else result
@@ -118,7 +122,7 @@ class Plan:
         for name in names:
             source = self.base.places[name].source
             own = result if source.rows is None else result[slice(*source.rows)]
-            own.copy_(source.give(self._made(name, source.take(result))).reshape(own.shape))
+            own.copy_(source.give(self._made(name, source.take(own))).reshape(own.shape))
         return _finite(result.to(dtype), key)
 
     def unbalanced(self) -> list[str]:
@@ -242,10 +246,9 @@ def _at(where: str) -> Iterator[None]:
 def _finite(tensor: Tensor, key: str, before: Tensor | None = None) -> Tensor:
     """The tensor, if its values are numbers, or were none before."""
     if not _all_numbers(tensor) and (before is None or _all_numbers(before)):
-        dtype = str(tensor.dtype).removeprefix("torch.")
         raise ValueError(
-            f"merge: {key} would have values that are no numbers in {dtype}; look at the files with `hcpdiff inspect`, "
-            "or use another dtype"
+            f"merge: {key} would have values that are no numbers in {dtype_name(tensor.dtype)}; look at the files with "
+            "`hcpdiff inspect`, or use another dtype"
         )
     return tensor
 

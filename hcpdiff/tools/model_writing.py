@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from hcpdiff.formats.tensor_files import Entry, write, write_folder
+from hcpdiff.formats.tensor_files.dtypes import dtype_name
+from hcpdiff.formats.tensor_files.entries import Given
+from hcpdiff.formats.tensor_files.opening import read_json, write_json
+from hcpdiff.formats.tensor_files.replacing import replacing_folder
+from hcpdiff.formats.tensor_files.writing import write, write_folder
 from hcpdiff.tools.model_files import ModelFiles
 
 OTHER_WEIGHTS = ("*.safetensors*", "*.bin*", "*.ckpt", "*.msgpack", "*.onnx*", "*.h5")
@@ -21,50 +21,33 @@ OTHER_WEIGHTS = ("*.safetensors*", "*.bin*", "*.ckpt", "*.msgpack", "*.onnx*", "
 def write_like(
     base: ModelFiles,
     out: Path,
-    entry: Callable[[str, str], Entry],
-    tensor: Callable[[str, str], Tensor],
+    given: Callable[[str, str], Given],
     header: Mapping[str, str],
     *,
     dtype: torch.dtype | None,
-    shard: int,
+    shard_size: str | int,
 ) -> None:
     """Write a file for a file, or a folder for a folder; it appears when it is complete, and else not at all.
 
     Args:
-        entry: of what dtype and shape `tensor` will be, by the file in `base` and the key there.
-        tensor: asked for one after the other.
+        given: the new tensor, by one of the `files` of `base` and the key there; they are made one after the other.
         header: for each file; the base's own stays beside it in a single file.
         dtype: noted in the configs of parts; None leaves them as they are.
-        shard: bytes after which another file begins, in a folder.
+        shard_size: the most bytes of a file, in a folder.
     """
-    if base.layout is None:
-        with _new_folder(out) as new:
-            _copy_rest(base, new)
-            for folder in base.parts:
-                _write_part(base, folder, new / folder, entry, tensor, header, shard)
-                if dtype is not None:
-                    _note_dtype(new / folder / "config.json", dtype)
+    tensors = {part: {key: given(part, key) for key in stored.tensors} for part, stored in base.files.items()}
+    if base.layout is not None:
+        ((part, stored),) = base.files.items()
+        kept = {key: value for key, value in stored.metadata.items() if "hash" not in key}  # those of the base's bytes
+        write(out, tensors[part], {**kept, **header})
         return
-    ((name, stored),) = base.files.items()
-    kept = {key: value for key, value in stored.metadata.items() if "hash" not in key}  # those of the base's bytes
-    entries = {key: entry(name, key) for key in stored.entries}
-    write(out, entries, lambda key: tensor(name, key), {**kept, **header})
-
-
-def _write_part(
-    base: ModelFiles,
-    folder: str,
-    new: Path,
-    entry: Callable[[str, str], Entry],
-    tensor: Callable[[str, str], Tensor],
-    header: Mapping[str, str],
-    shard: int,
-) -> None:
-    files = {file: stored for file, stored in base.files.items() if file.startswith(f"{folder}/")}
-    of = {key: file for file, stored in files.items() for key in stored.entries}
-    name = next(iter(files)).removeprefix(f"{folder}/").partition(".")[0].partition("-0")[0]
-    entries = {key: entry(file, key) for key, file in of.items()}
-    write_folder(new, name, entries, lambda key: tensor(of[key], key), header, shard=shard)
+    with replacing_folder(out) as new:
+        _copy_rest(base, new)
+        for part, stored in base.files.items():
+            name = stored.files[0].name.partition(".")[0].partition("-0")[0]
+            write_folder(new / part, name, tensors[part], header, shard_size=shard_size)
+            if dtype is not None:
+                _note_dtype(new / part / "config.json", dtype)
 
 
 def _copy_rest(base: ModelFiles, new: Path) -> None:
@@ -73,26 +56,14 @@ def _copy_rest(base: ModelFiles, new: Path) -> None:
     for item in base.path.iterdir():
         if item.is_file() and item.suffix in (".json", ".md", ".txt"):
             shutil.copyfile(item, new / item.name)
-        elif item.is_dir() and item.name in listed | base.parts.keys():
-            ignored = shutil.ignore_patterns(*OTHER_WEIGHTS) if item.name in base.parts else None
+        elif item.is_dir() and item.name in listed | base.files.keys():
+            ignored = shutil.ignore_patterns(*OTHER_WEIGHTS) if item.name in base.files else None
             shutil.copytree(item, new / item.name, ignore=ignored)
 
 
 def _note_dtype(config: Path, dtype: torch.dtype) -> None:
     """transformers loads weights in the dtype that its config says."""
-    values = json.loads(config.read_text(encoding="utf-8"))
-    noted = {key: str(dtype).removeprefix("torch.") for key in ("dtype", "torch_dtype") if key in values}
+    values = read_json(config)
+    noted = {key: dtype_name(dtype) for key in ("dtype", "torch_dtype") if key in values}
     if noted:
-        config.write_text(json.dumps(values | noted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that becomes `path` when all went well, and is removed otherwise."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        new.mkdir(parents=True)
-        yield new
-        new.replace(path)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        write_json(config, values | noted)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from hcpdiff.config.ranges import ExistingPath, positive
+from hcpdiff.config.ranges import ExistingPath
+from hcpdiff.formats.tensor_files.writing import as_bytes
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Layers = list[str] | dict[str, float]
@@ -45,9 +46,10 @@ class MergeSettings:
     adapters: dict[str, MergeAdapter] = field(default_factory=dict)  # LoRAs to add, each with a name of your choice
     out: str  # a new folder, or a new .safetensors file if the base is a file
     dtype: Dtype | None = None  # of all weights; null: each keeps its own
-    shard_size: Annotated[float, positive] = 10e9  # of a folder: a part of more bytes is written in several files
+    shard_size: str | int = "10GB"  # of a folder: a part of more bytes is written in several files
 
     def __post_init__(self) -> None:
+        as_bytes(self.shard_size)
         if not self.parts and not self.adapters:
             raise ValueError("parts: there are none, and no adapters; a merge would change nothing")
         if self.strength is not None and not self.parts:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hcpdiff.train.loggers import WandB as WandB
     from hcpdiff.train.objective import Objective as Objective
     from hcpdiff.train.settings import EmaSettings as EmaSettings
+    from hcpdiff.train.settings import ExportSettings as ExportSettings
     from hcpdiff.train.settings import LayerGroup as LayerGroup
     from hcpdiff.train.settings import PreviewSettings as PreviewSettings
     from hcpdiff.train.settings import TrainSettings as TrainSettings
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy.exports(
         "EMA": "hcpdiff.train.ema:EMA",
         "Callback": "hcpdiff.train.callbacks:Callback",
         "EmaSettings": "hcpdiff.train.settings:EmaSettings",
+        "ExportSettings": "hcpdiff.train.settings:ExportSettings",
         "JsonLines": "hcpdiff.train.loggers:JsonLines",
         "LayerGroup": "hcpdiff.train.settings:LayerGroup",
         "NonFiniteLossError": "hcpdiff.train.finite:NonFiniteLossError",

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from hcpdiff.formats import contract, metadata, word_files
+from hcpdiff.formats import contract, metadata, single_file, word_files
 from hcpdiff.formats.changes import AnyChange
 from hcpdiff.formats.names import Architecture
+from hcpdiff.formats.tensor_files.dtypes import as_dtype
+from hcpdiff.models.family import ModelFamily
 from hcpdiff.plugins import packing, weights
 from hcpdiff.plugins.controlnet import ControlNet
 from hcpdiff.train import provenance
+from hcpdiff.train.settings import ExportSettings, TrainSettings
 
 if TYPE_CHECKING:
+    from hcpdiff.models.pretrained import PretrainedFamily
     from hcpdiff.train.trainer import Trainer
+
+MODEL = "model"  # what is written of it is called so
 
 log = logging.getLogger("hcpdiff.train")
 
 
 def export(trainer: Trainer) -> list[Path]:
-    """Write every plugin and trained word to <name>.safetensors, and to model/ the model if its layers were trained."""
+    """Write every plugin and trained word to <name>.safetensors, and the model if layers of its own were trained."""
     written, run = [], provenance.of_run(trainer)
     for name in trainer.plugins.specs:
         path = trainer.folder / f"{name}.safetensors"
@@ -32,16 +39,39 @@ def export(trainer: Trainer) -> list[Path]:
         about = {**provenance.of_model(trainer, "textual-inversion", word), **run}
         written += word_files.write(vectors, path, "kohya", about)
     if trainer.finetune:
-        path = trainer.folder / "model"
-        trainer.family.save_pretrained(path)
-        written.append(path)
+        written += _export_model(trainer.family, trainer.folder, trainer.settings.export or ExportSettings())
     for path in written:
         log.info("wrote %s", path)
-        if (name := path.stem) in trainer.plugins.specs:
+        if (name := path.stem) in trainer.plugins.specs and path.suffix:
             _report(trainer, name, path)
         elif name in trainer.words.names:
             log.info("%s loads in: %s", path.name, _readers(trainer, name))
     return written
+
+
+def check(family: ModelFamily, settings: TrainSettings, **others: Collection[str]) -> None:
+    """Raise if the model cannot be written as the settings say, which else would show at the end of a run.
+
+    Args:
+        others: names of what is written besides, by section.
+    """
+    if settings.export is not None and settings.export.single_file:
+        for section in (section for section, names in others.items() if MODEL in names):
+            what = f"train.export.single_file writes {MODEL}.safetensors"
+            raise ValueError(f"{section}.{MODEL}: {what}; use another name")
+        try:
+            single_file.layout_of(family)
+        except ValueError as error:
+            raise ValueError(f"train.export.single_file: {error}") from error
+
+
+def _export_model(family: ModelFamily, folder: Path, how: ExportSettings) -> list[Path]:
+    if not how.single_file:
+        family.save_pretrained(folder / MODEL, dtype=how.dtype, shard_size=how.shard_size)
+        return [folder / MODEL]
+    cast("PretrainedFamily", family).save_pretrained(folder / MODEL, weights=False)
+    single_file.save(family, folder / f"{MODEL}.safetensors", dtype=how.dtype and as_dtype(how.dtype))
+    return [folder / f"{MODEL}.safetensors", folder / MODEL]
 
 
 def _about(trainer: Trainer, name: str) -> dict[str, str]:

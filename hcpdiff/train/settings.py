@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from hcpdiff.config.ranges import Range
 from hcpdiff.diffusion.guidance import needs_negative
 from hcpdiff.diffusion.process import Process
+from hcpdiff.formats.tensor_files.writing import as_bytes
 from hcpdiff.infer.request import Request
 
 if TYPE_CHECKING:
@@ -36,6 +37,23 @@ class PreviewSettings:
     every: PositiveInt = 100
     requests: list[Request]
     at_start: bool = True  # before the first step: what the model does without the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """How a run writes the model whose own layers it trains, at its end."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: layers that were trained are float32
+    shard_size: str | None = None  # the most bytes of a file of weights, such as 5GB
+    # All weights in model.safetensors, in the layout of the original code, which other programs read; model/ then holds
+    # only what goes with it: configs and tokenizers.
+    single_file: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_size is not None:
+            as_bytes(self.shard_size)
+            if self.single_file:
+                raise ValueError("shard_size: a single file has no shards; leave it out, or single_file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +104,7 @@ class TrainSettings:
     guidance: float | Callable[[Tensor], Tensor] | None = None
     gradient_checkpointing: Literal["none", "all", "mlp"] | PositiveInt = "none"  # an integer n: every n-th block
     ema: EmaSettings | None = None
+    export: ExportSettings | None = None  # of a run that has `finetune`; default: as it is in memory, in a folder
     save_every: PositiveInt | None = None  # default: only at the end
     keep_last: PositiveInt = 3  # older checkpoints are removed
     log_every: PositiveInt = 10
@@ -97,6 +116,13 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.guidance is not None and not needs_negative(self.guidance):
             raise ValueError("guidance: at 1 the negative prompt counts for nothing; leave it out, or use more")
+
+    def check_export(self, finetune: Sequence[Any]) -> None:
+        """Raise if `export` would do nothing."""
+        if self.export is not None and not finetune:
+            raise ValueError(
+                "train.export: no model is written, as only plugins are trained; leave it out, or add finetune"
+            )
 
     def check_datasets(self, datasets: Mapping[str, Dataset]) -> None:
         """Raise if a run on these datasets would train nothing, or come to a step without any."""

@@ -77,6 +77,8 @@ class Trainer:
         self.config, self.about, self.started = config, about or About(), time.time()
         for i, request in enumerate(settings.preview.requests if settings.preview else ()):
             check_size(family, request.size, where=f"train.preview.requests[{i}].size")
+        settings.check_export(finetune)
+        exporting.check(family, settings, plugins=plugins.specs, words=words or {})
         self.accelerator = make_accelerator(settings.precision)
         check_names(words or {}, plugins.specs)
         self.words = attach_words(family, words or {}, seed=seed)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from hcpdiff.formats.names import ARCHITECTURES
 from hcpdiff.formats.single_file.layouts import CONFIGS
 from hcpdiff.formats.single_file.ldm import unet as table_of
 from hcpdiff.formats.single_file.table import original_shapes
-from hcpdiff.formats.tensor_files import Entry, TensorFile, write
+from hcpdiff.formats.tensor_files.entries import Given
+from hcpdiff.formats.tensor_files.opening import open_weights
+from hcpdiff.formats.tensor_files.writing import write
 from hcpdiff.tools.extract import extract
 from hcpdiff.tools.merge import merge
 from hcpdiff.tools.settings import MergeAdapter, MergeSettings
@@ -55,21 +58,24 @@ def make(folder: Path, width: float) -> None:
     model = unet(width)
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     originals = original_shapes(table_of(shapes), shapes)
-    entries = {f"model.diffusion_model.{key}": Entry(torch.float16, shape) for key, shape in originals.items()}
-
-    def get(key: str) -> Tensor:
-        return (0.02 * torch.randn(entries[key].shape)).half()
-
-    write(folder / "base.safetensors", entries, get, {"format": "pt"})
+    entries = {
+        f"model.diffusion_model.{key}": Given(torch.float16, shape, partial(_random, shape))
+        for key, shape in originals.items()
+    }
+    write(folder / "base.safetensors", entries)
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and ".attentions." in name}
     updates = {f"denoiser.{name}": _update(m.out_features, m.in_features) for name, m in linear.items()}
     write_tensors(folder / "style.safetensors", kohya.write(updates, ARCHITECTURES["sdxl"]), {"format": "pt"})
     count = sum(entry.count for entry in entries.values())
-    largest = max(entry.size for entry in entries.values())
+    largest = max(entry.nbytes for entry in entries.values())
     size = (folder / "base.safetensors").stat().st_size
     lora = (folder / "style.safetensors").stat().st_size
     print(f"{count:,} parameters, {size / 1e9:.2f} GB; largest tensor {largest / 1e6:.1f} MB")
     print(f"LoRA on {len(updates)} layers, {lora / 1e6:.0f} MB, which merge has in memory and extract makes")
+
+
+def _random(shape: tuple[int, ...]) -> Tensor:
+    return (0.02 * torch.randn(shape)).half()
 
 
 def _update(rows: int, columns: int) -> Update:
@@ -87,7 +93,7 @@ def step(name: str, folder: Path) -> None:
         done = extract(base, tuned, folder / "again.safetensors", rank=RANK)
         print(f"{len(done.ranks)} layers, {done.energy:.2%} of the squared change")
     seconds, peak = time.perf_counter() - start, _resident("VmHWM")
-    largest = max(entry.size for entry in TensorFile(base).entries.values())
+    largest = max(entry.nbytes for entry in open_weights(base).tensors.values())
     more = (peak - before) / largest
     memory = f"peak {peak / 1e6:.0f} MB, {before / 1e6:.0f} MB before: {more:.1f} largest tensors"
     print(f"{name:8} {seconds:7.1f} s, {memory}")

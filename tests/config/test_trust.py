@@ -55,7 +55,7 @@ THROUGH_OTHERS = """
     hcpdiff.randomness.random.Random hcpdiff.types.dataclass hcpdiff.types.Sequence.register
     hcpdiff.train.run.train hcpdiff.train.run.make_trainer hcpdiff.train hcpdiff.infer hcpdiff.infer.run.infer
     hcpdiff.load_config hcpdiff.infer.generation.generate hcpdiff.infer.save.write_image hcpdiff.infer.read_settings
-    hcpdiff.models.weights.write_json hcpdiff.models.folder.write hcpdiff.models.hub.local_folder
+    hcpdiff.formats.tensor_files.opening.write_json hcpdiff.models.folder.write hcpdiff.models.hub.local_folder
     hcpdiff.plugins.weights.save hcpdiff.plugins.weights.load hcpdiff.plugins.attach.attach
     hcpdiff.train.checkpoint.save hcpdiff.train.checkpoint.load hcpdiff.train.trainer.Trainer hcpdiff.train.Trainer
     hcpdiff.project.create hcpdiff.data.sources.folder.list_images hcpdiff.data.Streams hcpdiff.randomness.derive

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout, recognise
 from hcpdiff.formats.single_file.table import original_shapes
-from hcpdiff.models.weights import on_meta, read_json
+from hcpdiff.formats.tensor_files.opening import read_json
+from hcpdiff.models.blank import on_meta
 
 PARTS = [(layout, part) for layout in LAYOUTS.values() for part in layout.parts]
 

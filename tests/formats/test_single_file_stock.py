@@ -11,7 +11,6 @@ import torch
 
 from hcpdiff.formats.single_file import dit
 from hcpdiff.formats.single_file.table import originals
-from tests.formats.test_single_file import made  # noqa: F401 (a fixture)
 
 
 def read_part(kind: str, root: Path, part: str) -> Any:
@@ -47,7 +46,7 @@ def test_diffusers_reads_the_same_weights(
     name: str,
     kind: str,
     part: str,
-    made: Callable[[str], Path],  # noqa: F811
+    made: Callable[[str], Path],
 ) -> None:
     stock, expected = read_part(kind, made(name), part).state_dict(), folder_part(kind, made(name), part).state_dict()
     assert stock.keys() == expected.keys()
@@ -55,7 +54,7 @@ def test_diffusers_reads_the_same_weights(
 
 
 def test_the_whole_pipeline_of_stable_diffusion_1_makes_the_same_picture(
-    made: Callable[[str], Path],  # noqa: F811
+    made: Callable[[str], Path],
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -73,7 +72,7 @@ def test_the_whole_pipeline_of_stable_diffusion_1_makes_the_same_picture(
     assert torch.equal(*pictures)
 
 
-def test_open_clip_is_read_as_transformers_has_it(made: Callable[[str], Path]) -> None:  # noqa: F811
+def test_open_clip_is_read_as_transformers_has_it(made: Callable[[str], Path]) -> None:
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
     from safetensors.torch import load_file
     from transformers import CLIPTextModelWithProjection
@@ -100,6 +99,8 @@ def test_diffusers_reads_flux_at_its_true_width(guidance: bool) -> None:
         for i, (key, tensor) in enumerate(model.state_dict().items())
     }
     table = dit.flux({key: tuple(tensor.shape) for key, tensor in expected.items()})
-    converted = convert_flux_transformer_checkpoint_to_diffusers(dict(originals(table, expected)))
+    converted = convert_flux_transformer_checkpoint_to_diffusers(
+        {key: make() for key, make in originals(table, expected).items()}
+    )
     assert converted.keys() == expected.keys()
     assert [key for key in expected if not torch.equal(converted[key], expected[key])] == []

@@ -184,7 +184,7 @@ def test_what_is_no_model_is_an_error_that_says_what_to_do(
     ("config", r"context_embedder\.weight has shape \(32, 28\); by config\.json it is \(32, 20\)"),
     ("layers", r"the weights do not fit MMDiT: .* unknown \(transformer_blocks"),
     ("weights", r"no diffusion_pytorch_model\.safetensors here; is the model downloaded completely"),
-    ("encoder", r"text_encoder_2: no safetensors here; is the model downloaded completely"),
+    ("encoder", r"text_encoder_2: no model\.safetensors here; is the model downloaded completely"),
 ])  # fmt: skip
 def test_a_damaged_folder_is_an_error_that_names_the_file(
     folder: Path, tmp_path: Path, damage: str, message: str

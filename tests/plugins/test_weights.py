@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hcpdiff.formats import lora_files
 from hcpdiff.plugins import ControlNet, LoRA, PluginGroup, PluginInputs, PluginSpec, weights
 from hcpdiff.plugins.attach import attach
 from tests.plugins.test_lora import shake
@@ -177,7 +177,7 @@ def elsewhere(path: Path) -> None:
     ("make", "message"),
     [
         (no_file, "there is no such plugin file"),
-        (no_safetensors, "this is no safetensors file"),
+        (no_safetensors, "no whole safetensors file"),
         (no_header, "its header does not say which plugin this is"),
         (foreign_code, r"its plugin is system of os; to run that package's code, trust 'os'"),
         (alike_name, "trust 'hcpdiff'"),
@@ -208,10 +208,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     old = path.read_bytes()
 
     def full(*args: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(lora_files, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
         weights.save(plugged(seed=1), "style", path)
     assert path.read_bytes() == old

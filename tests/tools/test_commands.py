@@ -92,7 +92,7 @@ def test_mistakes_of_a_merge_are_found_by_check_and_by_the_command(run: Run, sty
         ("merge.adapters.style.path=nowhere", "merge.adapters.style.path: no file or folder at nowhere"),
         ("merge.adapters.style.layers=['re:.*atn']", "merge.adapters.style.layers[0]: 're:.*atn' matches none of the"),
         ("merge.adapters=null", "merge.adapters: "),
-        ("merge.shard_size=0", "merge.shard_size: 0 is out of range; use more than 0"),
+        ("merge.shard_size=0", "merge.shard_size: 0 is no size of a file; use e.g. 5GB or 500MB"),
         ("merge.out=.", "merge.out: . is there already"),
         ("merge.parts={a: {path: .}}", "merge.parts.a: merge.parts.a needs 'strength'"),
     ]:

@@ -14,7 +14,7 @@ from hcpdiff.formats import single_file
 from hcpdiff.plugins import LoRA, PluginSpec
 from hcpdiff.plugins.attach import attach
 from hcpdiff.plugins.weights import save
-from tests.formats.test_single_file import MODELS
+from tests.formats.single_models import MODELS
 
 FAMILIES = ("sd1", "sdxl", "sd3-medium", "flux-dev")
 _KEPT: list[TemporaryDirectory[str]] = []  # removed when the tests end

@@ -1,33 +1,75 @@
+"""The model that a run writes at its end, in the dtype and the layout that its config asks for."""
+
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from hcpdiff.plugins import DoRA, LoKr, PluginSpec
+from hcpdiff.config import check, load
+from hcpdiff.models.sd3.family import SD3
+from hcpdiff.train.settings import ExportSettings, LayerGroup
 from tests.train import runs
+
+FINETUNE = [LayerGroup(layers=["norm_out"], lr=1e-3)]
+
+
+def exported(folder: Path, **export: Any) -> Any:
+    trainer = runs.make(folder, finetune=FINETUNE, steps=1, export=ExportSettings(**export))
+    trainer.fit()
+    return trainer
+
+
+def test_a_model_is_written_in_the_dtype_and_the_shards_of_the_config(tmp_path: Path) -> None:
+    trainer = exported(tmp_path, dtype="float16", shard_size="20KB")
+    files = list((tmp_path / "model" / "transformer").glob("*.safetensors"))
+    assert len(files) > 1
+    assert {tensor.dtype for file in files for tensor in load_file(file).values()} == {torch.float16}
+    read = SD3.from_pretrained(tmp_path / "model", dtype=None).denoiser.state_dict()
+    assert all(torch.equal(read[k], v.to(torch.float16)) for k, v in trainer.family.denoiser.state_dict().items())
+
+
+def test_a_single_file_is_written_with_all_that_goes_with_it_beside_it(tmp_path: Path) -> None:
+    trainer = exported(tmp_path, dtype="bfloat16", single_file=True)
+    assert list((tmp_path / "model").rglob("*.safetensors")) == []
+    read = SD3.from_pretrained(tmp_path / "model.safetensors", dtype=None, vae_dtype=None)
+    assert read.tokenizers.keys() == trainer.family.tokenizers.keys()
+    own = trainer.family.state_dict()
+    assert all(torch.equal(tensor, own[key].to(torch.bfloat16)) for key, tensor in read.state_dict().items())
+
+
+def test_export_without_finetune_is_an_error_of_the_config(tmp_path: Path) -> None:
+    text = r"train\.export: no model is written, as only plugins are trained; leave it out, or add finetune"
+    with pytest.raises(ValueError, match=text):
+        runs.make(tmp_path, export=ExportSettings(dtype="float16"))
+    config = load("cfgs/lora.yaml", ["+train.export={dtype: float16}"])
+    assert [f"{mistake.key}: {mistake.text}" for mistake in check(config)] == [text.replace("\\", "")]
+    assert check(load("cfgs/full_finetune.yaml", ["+train.export={dtype: float16, single_file: true}"])) == []
+
+
+def test_what_cannot_be_written_is_said_before_the_run(tmp_path: Path) -> None:
+    model = runs.family()
+    type(model).architecture, before = "pixart", type(model).architecture
+    try:
+        with pytest.raises(ValueError, match=r"train\.export\.single_file: pixart: there is no single file of this"):
+            runs.make(tmp_path, model=model, finetune=FINETUNE, export=ExportSettings(single_file=True))
+    finally:
+        type(model).architecture = before
+    plugins = {"model": runs.lora()}
+    with pytest.raises(ValueError, match=r"plugins\.model: train\.export\.single_file writes model\.safetensors"):
+        runs.make(tmp_path, plugins=plugins, finetune=FINETUNE, export=ExportSettings(single_file=True))
 
 
 @pytest.mark.parametrize(
-    ("plugin", "options", "expected"),
+    ("settings", "message"),
     [
-        (DoRA, {"rank": 2}, "loads in: diffusers (max error"),
-        (DoRA, {"rank": 2, "on_input": True}, "loads in: ComfyUI (max error"),
-        (LoKr, {"rank": 1, "factor": 4}, "loads in: ComfyUI, LyCORIS (max error"),
+        ({"shard_size": "big"}, "shard_size: 'big' is no size of a file; use e.g. 5GB or 500MB"),
+        ({"shard_size": "5GB", "single_file": True}, "shard_size: a single file has no shards"),
     ],
 )
-def test_a_run_says_where_the_file_of_a_change_of_weights_loads(
-    plugin: type[Any], options: dict[str, Any], expected: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    spec = PluginSpec(plugin, layers=[r"re:transformer_blocks\..*attn\.to_q"], lr=1e-2, options=options)
-    trainer = runs.make(tmp_path, plugins={"style": spec}, steps=2)
-    with caplog.at_level(logging.INFO, "hcpdiff.train"):
-        trainer.fit()
-    assert f"style.safetensors {expected}" in caplog.text
-    if plugin is DoRA:
-        assert "not in kohya: " in caplog.text
-    if options.get("on_input") is None and plugin is DoRA:
-        assert "not in ComfyUI: its effect differs by" in caplog.text
-        assert "as it leaves out the magnitudes" in caplog.text
+def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExportSettings(**settings)

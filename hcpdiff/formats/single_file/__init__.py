@@ -5,8 +5,7 @@ models; `layouts` says which parts a file has and under which prefix. The config
 `configs/`. A file holds no tokenizers: whoever reads a model takes them from a folder.
 """
 
-from hcpdiff.formats.single_file.opening import is_file
 from hcpdiff.formats.single_file.reading import Model
-from hcpdiff.formats.single_file.writing import save
+from hcpdiff.formats.single_file.writing import layout_of, rewrite, save
 
-__all__ = ["Model", "is_file", "save"]
+__all__ = ["Model", "layout_of", "rewrite", "save"]

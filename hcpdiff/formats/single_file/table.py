@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,10 +26,9 @@ class Source:
     rows: tuple[int, int] | None = None
     change: Literal["none", "transposed", "halves", "conv"] = "none"
 
-    def take(self, original: Tensor) -> Tensor:
-        """The tensor of diffusers, often a view of `original`."""
-        own = original if self.rows is None else original[slice(*self.rows)]
-        return own.flatten(1) if self.change == "conv" else self._changed(own)
+    def take(self, rows: Tensor) -> Tensor:
+        """The tensor of diffusers from the original's `rows`, or from all of it; often a view."""
+        return rows.flatten(1) if self.change == "conv" else self._changed(rows)
 
     def give(self, tensor: Tensor) -> Tensor:
         """Inverse of `take`: the original, or these rows of it."""
@@ -44,17 +44,20 @@ Table = Mapping[str, Source]  # by diffusers' key
 MakeTable = Callable[[Shapes], Table]  # from the shapes of diffusers' tensors
 
 
-def originals(table: Table, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Key and tensor of the original layout, one after the other."""
+def originals(table: Table, tensors: Mapping[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
+    """What makes each tensor of the original layout, by its key there."""
     parts: dict[str, dict[int, str]] = {}
     for key, source in table.items():
         parts.setdefault(source.key, {})[source.rows[0] if source.rows else 0] = key
-    for original, rows in parts.items():
+
+    def make(rows: Mapping[int, str]) -> Tensor:
         given = [table[rows[start]].give(tensors[rows[start]]) for start in sorted(rows)]
-        yield original, given[0] if len(given) == 1 else torch.cat(given)
+        return given[0] if len(given) == 1 else torch.cat(given)
+
+    return {original: partial(make, rows) for original, rows in parts.items()}
 
 
 def original_shapes(table: Table, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """What `originals` would give, as shapes."""
+    """What `originals` would make, as shapes."""
     meta = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    return {key: tuple(tensor.shape) for key, tensor in originals(table, meta)}
+    return {key: tuple(make().shape) for key, make in originals(table, meta).items()}

@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout
+from hcpdiff.formats.single_file.layouts import LAYOUTS, Layout, Part
+from hcpdiff.formats.single_file.reading import MARKS, Model
 from hcpdiff.formats.single_file.table import originals
+from hcpdiff.formats.tensor_files.entries import Given
+from hcpdiff.formats.tensor_files.writing import cast, given, write
 
 
 def save(family: Any, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a family's model as one safetensors file, which other programs read and `from_pretrained` as well.
 
-    Tokenizers have no place in it, nor has the scheduler, but for a mark of v-prediction and of zero terminal SNR.
+    Of a layer in whose place a plugin stands, the layer is written. Tokenizers have no place in it, nor has the
+    scheduler, but for a mark of v-prediction and of zero terminal SNR.
 
     Args:
         dtype: of all weights; None leaves each as it is.
 
     Raises:
-        ValueError: the path does not end in .safetensors, the model has no such layout, or plugins stand in it.
+        ValueError: the path does not end in .safetensors, or the model has no such layout.
     """
+    path = _checked(path)
+    tensors: dict[str, Given] = {}
+    for part in (layout := layout_of(family)).parts.values():
+        if (module := _submodule(family, part.path)) is not None:
+            tensors |= {part.prefixes[0] + key: tensor for key, tensor in _originals(part, module).items()}
+    scheduler = getattr(family, "scheduler", {})
+    marks = [mark for mark, (name, value) in MARKS.items() if scheduler.get(name) == value]
+    if layout.name == "sdxl":
+        tensors |= given({mark: torch.zeros(0) for mark in marks})
+    write(path, cast(tensors, dtype))
+
+
+def rewrite(model: Model, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the parts of a single file to another one: what else lay in it, such as an optimizer's state, is left out.
+
+    Args:
+        dtype: of all weights; None leaves each as it is.
+
+    Raises:
+        ValueError: the path does not end in .safetensors.
+    """
+    write(_checked(path), cast(model.tensors(), dtype))
+
+
+def _checked(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a single file is written as .safetensors")
-    layout, state = layout_of(family), {}
-    for part in layout.parts.values():
-        module = _submodule(family, part.path)
-        if module is None:
-            continue
-        if any(getattr(type(layer), "wraps", False) for layer in module.modules()):
-            raise ValueError(f"{part.path}: plugins stand in the place of its layers; detach or merge them first")
-        tensors: Mapping[str, Tensor] = module.state_dict()
-        table = part.table({key: tuple(tensor.shape) for key, tensor in tensors.items()})
-        for key, tensor in originals(table, tensors):
-            state[part.prefixes[0] + key] = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-    scheduler = getattr(family, "scheduler", {})
-    if layout.name == "sdxl" and scheduler.get("prediction_type") == "v_prediction":
-        state["v_pred"] = torch.zeros(0)
-    if layout.name == "sdxl" and scheduler.get("rescale_betas_zero_snr"):
-        state["ztsnr"] = torch.zeros(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(state, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    return path
+
+
+def _originals(part: Part, module: nn.Module) -> dict[str, Given]:
+    """The tensors of a part as the file has them."""
+    tensors = module.state_dict()
+    table = part.table({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    meta = originals(table, {key: tensor.to("meta") for key, tensor in tensors.items()})
+    return {key: _given(meta[key](), make) for key, make in originals(table, tensors).items()}
+
+
+def _given(like: Tensor, make: Callable[[], Tensor]) -> Given:
+    return Given(like.dtype, tuple(like.shape), make)
 
 
 def layout_of(family: Any) -> Layout:

@@ -59,9 +59,9 @@ class Flux(PretrainedFamily):
     pipeline = "FluxPipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", FluxTransformer),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.t5": Part("text_encoder_2", t5_encoder, tokenizer="tokenizer_2"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.t5": Part("text_encoder_2", t5_encoder.KIND, tokenizer="tokenizer_2"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("image_encoder", "feature_extractor")
     stock_scheduler = SCHEDULER
@@ -95,9 +95,9 @@ class Flux(PretrainedFamily):
         *,
         revision: str | None = None,
         configs: str | Path | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         t5_tokens: Annotated[int, at_least_1] | None = None,
         embedded_guidance: Guidance = GUIDANCE["embedded_guidance"],
         train_guidance: Guidance = GUIDANCE["train_guidance"],
@@ -113,6 +113,7 @@ class Flux(PretrainedFamily):
             revision: of the repository.
             configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
                 folder beside the file that is named like it.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             t5_tokens: how many tokens the T5 gives; None: 512 for dev, 256 for schnell.
             embedded_guidance: the guidance scale that dev is told where it makes pictures. schnell is told none.

@@ -45,10 +45,10 @@ class SD3(PretrainedFamily):
     pipeline = "StableDiffusion3Pipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", MMDiT),
-        "text_encoders.clip_l": Part("text_encoder", clip, tokenizer="tokenizer"),
-        "text_encoders.clip_g": Part("text_encoder_2", clip, tokenizer="tokenizer_2"),
-        T5: Part("text_encoder_3", t5_encoder, tokenizer="tokenizer_3"),
-        "vae": Part("vae", autoencoder),
+        "text_encoders.clip_l": Part("text_encoder", clip.KIND, tokenizer="tokenizer"),
+        "text_encoders.clip_g": Part("text_encoder_2", clip.KIND, tokenizer="tokenizer_2"),
+        T5: Part("text_encoder_3", t5_encoder.KIND, tokenizer="tokenizer_3"),
+        "vae": Part("vae", autoencoder.KIND),
     }
     empty = ("image_encoder", "feature_extractor")
     stock_scheduler = SCHEDULER
@@ -73,9 +73,9 @@ class SD3(PretrainedFamily):
         *,
         revision: str | None = None,
         configs: str | Path | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype | None = "float32",
         text_dtype: str | torch.dtype | None = None,
-        vae_dtype: str | torch.dtype = "float32",
+        vae_dtype: str | torch.dtype | None = "float32",
         t5: bool = True,
         t5_tokens: Annotated[int, at_least_1] = 256,
         compact_t5: bool = True,
@@ -92,6 +92,7 @@ class SD3(PretrainedFamily):
             revision: of the repository.
             configs: of a single file: a folder, or owner/name, whose configs and tokenizers go with it; None takes the
                 folder beside the file that is named like it.
+            dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             t5: read the T5 if the model has one. False saves most of the memory and costs fidelity to long prompts.
             emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky] BREAK`, or "braces", `{red:1.3}`.
@@ -130,7 +131,7 @@ class SD3(PretrainedFamily):
         if "t5" not in self.text_encoders:
             part = self.parts[T5]
             width = self.denoiser.config.joint_attention_dim
-            models[part.folder], models[str(part.tokenizer)] = t5_encoder.silent(width)
+            models[part.folder], models[str(part.tokenizer)] = t5_encoder.silent(width, self.denoiser.dtype)
         return models
 
     @property

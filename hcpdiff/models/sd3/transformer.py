@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hcpdiff.models import weights as files
+from hcpdiff.formats.tensor_files.opening import DIFFUSERS, open_folder, present
 from hcpdiff.models.attention import grid_embedding, key_bias, timestep_embedding
 from hcpdiff.models.sd3.block import FinalModulation, JointBlock, Modulation
 from hcpdiff.models.transformer import Transformer, TransformerConfig
@@ -78,11 +78,11 @@ class MMDiT(Transformer):
         self._initialise(Modulation, FinalModulation)
 
     @classmethod
-    def read(cls, folder: str | Path, dtype: torch.dtype, *, weights: bool = True) -> MMDiT:
-        """`from_pretrained`; or with random weights, but the folder's positions, which are not learned."""
-        model = super().read(folder, dtype, weights=weights)
-        if not weights and files.present(Path(folder)):
-            model.pos_embed.pos_embed.copy_(files.read(Path(folder))["pos_embed.pos_embed"])
+    def random(cls, folder: Path) -> MMDiT:
+        """With random weights, but the folder's positions, which are not learned."""
+        model = super().random(folder)
+        if present(folder, DIFFUSERS):
+            model.pos_embed.pos_embed.copy_(open_folder(folder, DIFFUSERS).read("pos_embed.pos_embed"))
         return model
 
     @property

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hcpdiff.models import weights
-from hcpdiff.models.text import loading
+from hcpdiff.formats.tensor_files.opening import read_json
+from hcpdiff.models.blank import on_meta
+from hcpdiff.models.text.loading import StockText
 
 DEFAULTS = {  # of transformers' CLIPTextConfig, whose config.json may leave them out
     "vocab_size": 49408,
@@ -44,20 +45,12 @@ def check_skip(encoder: Any, skip: int) -> None:
         raise ValueError(f"clip_skip: {skip} of {layers} layers cannot be left out; use 0 to {layers - 1}")
 
 
-def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-    """CLIP's text encoder of a folder, with its projection if the folder's has one; see `loading.read`."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    kind = CLIPTextModelWithProjection if _projects(folder) else CLIPTextModel
-    return loading.read(kind, folder, dtype, weights=weights)
-
-
-def skeleton(folder: Path) -> nn.Module:
-    """The layers of `read`'s encoder by name, class name and shape, on the meta device, unable to run.
+def _layers(folder: Path) -> nn.Module:
+    """The layers of the encoder by name, class name and shape, on the meta device, unable to run.
 
     To look at names needs no transformers, whose import takes two seconds.
     """
-    config = DEFAULTS | weights.read_json(folder / "config.json")
+    config = DEFAULTS | read_json(folder / "config.json")
     width, inner, positions = (config[k] for k in ("hidden_size", "intermediate_size", "max_position_embeddings"))
 
     def mlp() -> nn.Module:
@@ -78,7 +71,7 @@ def skeleton(folder: Path) -> nn.Module:
             },
         )
 
-    with weights.on_meta():
+    with on_meta():
         tokens, places = nn.Embedding(config["vocab_size"], width), nn.Embedding(positions, width)
         embeddings = {"token_embedding": tokens, "position_embedding": places}
         blocks = nn.ModuleList(block() for _ in range(config["num_hidden_layers"]))
@@ -96,7 +89,7 @@ def skeleton(folder: Path) -> nn.Module:
 
 def _projects(folder: Path) -> bool:
     config = folder / "config.json"
-    return not config.exists() or weights.read_json(config).get("architectures") != ["CLIPTextModel"]
+    return not config.exists() or read_json(config).get("architectures") != ["CLIPTextModel"]
 
 
 def _container(name: str, children: Mapping[str, nn.Module]) -> nn.Module:
@@ -105,3 +98,19 @@ def _container(name: str, children: Mapping[str, nn.Module]) -> nn.Module:
     for child, layer in children.items():
         module.add_module(child, layer)
     return module
+
+
+@dataclass(frozen=True)
+class _Kind(StockText):
+    """With its projection if the folder's config has one."""
+
+    name: str = "CLIPTextModel"
+
+    def skeleton(self, folder: Path) -> nn.Module:
+        return _layers(folder)
+
+    def _class(self, folder: Path) -> str:
+        return f"{self.name}WithProjection" if _projects(folder) else self.name
+
+
+KIND = _Kind()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from hcpdiff.models.text import loading
-from hcpdiff.models.weights import on_meta
+from hcpdiff.formats.tensor_files.opening import TRANSFORMERS, open_folder, present
+from hcpdiff.models.text.loading import StockText
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, T5EncoderModel
+    from transformers import CLIPTokenizer
+
+
+KIND = StockText("T5EncoderModel")
 
 
 def encode(encoder: nn.Module, ids: Tensor) -> Tensor:
@@ -22,30 +23,15 @@ def encode(encoder: nn.Module, ids: Tensor) -> Tensor:
     return encoder(ids).last_hidden_state
 
 
-def read(folder: Path, dtype: torch.dtype, *, weights: bool = True) -> nn.Module:
-    """T5's encoder of a folder; see `loading.read`."""
-    from transformers import T5EncoderModel
-
-    return loading.read(T5EncoderModel, folder, dtype, weights=weights)
-
-
-def skeleton(folder: Path) -> nn.Module:
-    """Its layers on the meta device."""
-    with on_meta():
-        return read(folder, torch.float32, weights=False)
-
-
 def is_silent(folder: Path) -> bool:
     """Whether the T5 of this folder returns zeros whatever it reads, because its last norm has no weight."""
-    name, index = "encoder.final_layer_norm.weight", folder / "model.safetensors.index.json"
-    file = json.loads(index.read_text())["weight_map"].get(name) if index.exists() else "model.safetensors"
-    if file is None or not (folder / file).exists():
+    if not present(folder, TRANSFORMERS):
         return False
-    with safe_open(folder / file, "pt") as tensors:
-        return name in tensors.keys() and not tensors.get_tensor(name).any()  # noqa: SIM118
+    name, stored = "encoder.final_layer_norm.weight", open_folder(folder, TRANSFORMERS)
+    return name in stored.tensors and not stored.read(name).any()
 
 
-def silent(width: int) -> tuple[T5EncoderModel, CLIPTokenizer]:
+def silent(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, CLIPTokenizer]:
     """A T5 of almost no size that returns zeros, and a tokenizer for it.
 
     StableDiffusion3Pipeline.from_pretrained insists on a T5, and without one appends zeros: the same picture.
@@ -53,6 +39,7 @@ def silent(width: int) -> tuple[T5EncoderModel, CLIPTokenizer]:
     from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # that one model is written as the same bytes
         encoder = T5EncoderModel(T5Config(vocab_size=2, d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1))
     nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
-    return encoder, CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
+    return nn.Module.to(encoder, dtype), CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1}, merges=[])
