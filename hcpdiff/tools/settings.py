@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 from hcpdiff.config.ranges import ExistingPath
 from hcpdiff.formats.tensor_files.writing import as_bytes
 
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Layers = list[str] | dict[str, float]
 
 

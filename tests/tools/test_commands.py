@@ -87,7 +87,7 @@ def test_layers_of_a_model_are_listed(run: Run) -> None:
 def test_mistakes_of_a_merge_are_found_by_check_and_by_the_command(run: Run, style: Path) -> None:
     for wrong, message in [
         ("merge.adapters.style.strengh=1", "merge.adapters.style takes no such argument; did you mean 'strength'?"),
-        ("merge.dtype=half", "'half' is not one of float32, float16, bfloat16"),
+        ("merge.dtype=half", "'half' is not one of float32, bfloat16, float16"),
         ("merge.base=nowhere", "merge.base: no folder at nowhere"),
         ("merge.adapters.style.path=nowhere", "merge.adapters.style.path: no file or folder at nowhere"),
         ("merge.adapters.style.layers=['re:.*atn']", "merge.adapters.style.layers[0]: 're:.*atn' matches none of the"),

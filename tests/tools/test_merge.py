@@ -196,7 +196,7 @@ def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:
     assert "is there already and is not overwritten" in mistake(tmp_path, out=str(tmp_path))
     assert "of a folder a folder is made" in mistake(tmp_path, out=str(tmp_path / "x.safetensors"))
     assert "let its name end in .safetensors" in mistake(tmp_path, base=str(file))
-    assert "dtype: 'int8' is not written; use float32, float16, bfloat16" in mistake(tmp_path, dtype="int8")
+    assert "dtype: 'int8' is not written; use float32, bfloat16, float16" in mistake(tmp_path, dtype="int8")
     text = mistake(tmp_path, adapters={"x": MergeAdapter(path=sdxl)})
     assert text.startswith("merge.adapters.x: ")
     assert "mean no layer of sd" in text
