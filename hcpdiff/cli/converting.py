@@ -93,7 +93,7 @@ def _model(path: Path, to: str, out: Path | None, **options: Any) -> list[Path]:
 
 
 _KINDS: dict[str, tuple[Callable[..., list[Path]], tuple[str, ...]]] = {  # what converts it, and its options
-    LORA: (_lora, ("family",)),
+    LORA: (_lora, ("family", "rank")),
     WORDS: (_words, ()),
     MODEL: (_model, ("dtype", "shard_size", "configs")),
 }

@@ -22,14 +22,17 @@ def convert(
         str,
         typer.Option(
             "--to",
-            help="For a LoRA: kohya, diffusers, peft, comfyui or webui. For words: kohya, diffusers, a1111, onetrainer "
-            "or bundle. For a model: folder or single.",
+            help="For a LoRA: kohya, lycoris, diffusers, peft, comfyui or webui. For words: kohya, diffusers, a1111, "
+            "onetrainer or bundle. For a model: folder or single.",
         ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="The file or folder to write. Default: beside the first.")
     ] = None,
     family: Family = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Of the LoRA that another form becomes for diffusers and PEFT; 64.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of a model: float32, bfloat16 or float16.")] = None,
     shard_size: Annotated[
         str | None, typer.Option("--shard-size", help="Of a model's folder: the most bytes of a file, e.g. 5GB.")
@@ -41,7 +44,7 @@ def convert(
     """Write a LoRA, words or a model in another form. Layers, strength and values stay what they are."""
     from hcpdiff.cli import converting
 
-    options = {"family": family, "dtype": dtype, "shard_size": shard_size, "configs": configs}
+    options = {"family": family, "rank": rank, "dtype": dtype, "shard_size": shard_size, "configs": configs}
     for written in converting.run(path, to, out, options):
         print(f"wrote {written}")
 
@@ -51,7 +54,7 @@ def merge(cfg: Cfg, overrides: Overrides = None, trust: Trust = None) -> None:
     from hcpdiff.tools.merge import merge_config
 
     merged = merge_config(cfg, overrides or (), trust=trust or ())
-    print(f"wrote {merged.path}: {len(merged.changed)} layers are others than in the base")
+    print(f"wrote {merged.path}: {len(merged.changed)} layers differ from those of the base")
 
 
 Rank = Annotated[int | None, typer.Option("--rank", help="Of every layer.")]

@@ -14,13 +14,14 @@ from hcpdiff.models.flux.family import Flux
 from hcpdiff.models.hub import local_folder
 from hcpdiff.models.pixart import PixArtSigma
 from hcpdiff.models.pretrained import PretrainedFamily
+from hcpdiff.models.qwen_image import QwenImage
 from hcpdiff.models.sd import StableDiffusion
 from hcpdiff.models.sd3.family import SD3
 from hcpdiff.models.sdxl import SDXL
 from hcpdiff.models.zimage import ZImage
 
 FAMILIES: dict[str, type[PretrainedFamily]] = {
-    family.pipeline: family for family in (StableDiffusion, SDXL, SD3, Flux, PixArtSigma, ZImage)
+    family.pipeline: family for family in (StableDiffusion, SDXL, SD3, Flux, PixArtSigma, ZImage, QwenImage)
 }
 
 

@@ -54,7 +54,7 @@ def picture(run: Run, out: str, *arguments: str) -> np.ndarray:
 def test_a_merged_model_draws_what_the_adapter_does(run: Run, style: Path) -> None:
     arguments = [*merge_arguments(style), "merge.adapters.style.strength=0.7", "merge.dtype=float32"]
     code, out, _ = run(*arguments)
-    assert (code, out) == (0, "wrote merged: 77 layers are others than in the base\n")
+    assert (code, out) == (0, "wrote merged: 77 layers differ from those of the base\n")
     adapters = [f"infer.adapters.style={{path: {style}, strength: 0.7}}"]
     with_adapter = picture(run, "a", *adapters)
     merged = picture(run, "b", "~infer.adapters", "model.path=merged")
