@@ -22,7 +22,8 @@ def replacing_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a full disk tells none
+        if error.errno is not None and error.filename is None:  # of a full disk
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

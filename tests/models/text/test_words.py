@@ -312,6 +312,6 @@ def test_a_file_that_would_run_code_is_an_error_and_runs_none(folders: dict[str,
     assert not (tmp_path / "ran").exists()
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     (tmp_path / "torn.pt").write_bytes(b"torn")
-    for name in ("torn.safetensors", "torn.pt"):
-        with pytest.raises(ValueError, match="cannot be read"):
+    for name, message in {"torn.safetensors": "no whole safetensors file", "torn.pt": "cannot be read"}.items():
+        with pytest.raises(ValueError, match=message):
             load_words(load(folders, "SD"), tmp_path / name)
