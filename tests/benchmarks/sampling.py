@@ -2,7 +2,7 @@
 
     python tests/benchmarks/sampling.py
 
-A UNet like that of Stable Diffusion 1 with half its channels, at 32 x 32 latents, and an SD3 of 12 layers and width 768.
+A UNet like that of Stable Diffusion 1 with half its channels, at 32 x 32 latents; an SD3 of 12 layers and width 768.
 The ratio is that of the medians; below 1 is in our favour.
 """
 
