@@ -43,8 +43,9 @@ class PreviewSettings:
 class ExportSettings:
     """How a run writes the model whose own layers it trains, at its end."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # default: layers that were trained are float32
-    shard_size: str | None = None  # the most bytes of a file of weights, such as 5GB
+    # Of all weights; default: each as it is in memory, where trained layers are float32.
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    shard_size: str | None = None  # the most bytes of a file, such as 5GB; default: a file for each part of the model
     # All weights in model.safetensors, in the layout of the original code, which other programs read; model/ then holds
     # only what goes with it: configs and tokenizers.
     single_file: bool = False
@@ -91,7 +92,7 @@ class TrainSettings:
     guidance: float | Callable[[Tensor], Tensor] | None = None
     gradient_checkpointing: Literal["none", "all", "mlp"] | PositiveInt = "none"  # an integer n: every n-th block
     ema: EmaSettings | None = None
-    export: ExportSettings | None = None  # of a run that has `finetune`; default: as it is in memory, in a folder
+    export: ExportSettings | None = None  # of the model, in a run that has `finetune`; default: a folder
     save_every: PositiveInt | None = None  # default: only at the end
     keep_last: PositiveInt = 3  # older checkpoints are removed
     log_every: PositiveInt = 10
