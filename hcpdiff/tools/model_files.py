@@ -21,10 +21,6 @@ from hcpdiff.formats.tensor_files.reading import Weights
 from hcpdiff.models.hub import local_folder
 
 NEEDED = [INDEX, "*/*.json", "*/*.txt", "*/*.model", "*/*.jinja", "*/*.safetensors"]  # of a repository
-_OTHERS = {  # {pipeline: {folder: part}} of families without LoRA files of other programs
-    "PixArtSigmaPipeline": {"text_encoder": "text_encoders.t5"},
-    "ZImagePipeline": {"text_encoder": "text_encoders.qwen"},
-}
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def _family_of(pipeline: str) -> str | None:
 
 def _parts_of(folder: Path, pipeline: str, index: Mapping[str, Any]) -> dict[str, str]:
     """{subfolder with weights: part of the family} of a model's folder."""
-    known = {"unet": "denoiser", "transformer": "denoiser", "vae": "vae", **_OTHERS.get(pipeline, {})}
+    known = {"unet": "denoiser", "transformer": "denoiser", "vae": "vae"}
     if (arch := of_pipeline(pipeline)) is not None:
         known |= {name: part for part, name in arch.folders.items()}
     found = [name for name in known if (folder / name / "config.json").is_file()]
