@@ -23,6 +23,7 @@ from tests.models.tiny_zimage import tiny_zimage
 from tests.train.runs import same
 
 PeftModel = pytest.importorskip("peft").PeftModel
+pytestmark = pytest.mark.slow
 
 UNET = r"re:.*\.attn[12]\.to_(?:[qkv]|out\.0)"
 JOINT = r"re:transformer_blocks\..*\.attn\.(?:to|add)_.*"
