@@ -71,7 +71,8 @@ def load(
     kept, device = in_float32(module, dtype), _device.get()
 
     def read(key: str, file: str) -> Tensor:
-        return weights.read(file, torch.float32 if kept & set(key.split(".")) else dtype).to(device)
+        wanted = torch.float32 if kept & set(key.split(".")) else dtype
+        return weights.read(file, wanted if weights.tensors[file].dtype.is_floating_point else None).to(device)
 
     state = read_all({key: partial(read, key, file) for key, file in names.items()})
     module.load_state_dict({key: state[name] for key, name in tied.items()}, assign=True)

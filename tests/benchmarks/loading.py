@@ -32,6 +32,8 @@ from hcpdiff.formats.tensor_files.entries import Given
 from hcpdiff.formats.tensor_files.opening import DIFFUSERS, TRANSFORMERS, write_json
 from hcpdiff.formats.tensor_files.writing import write_folder
 from hcpdiff.models import convert_model, opening
+from hcpdiff.models.saving import save_part
+from hcpdiff.models.text import t5
 from tests.models.tiny import tiny_tokenizer
 
 CONTESTANTS = ("bytes", "hcpdiff", "diffusers")
@@ -68,7 +70,11 @@ def make(folder: Path, args: argparse.Namespace) -> None:
     index: dict[str, Any] = {"_class_name": layout.pipeline, **{name: [None, None] for name in family.empty}}
     for path, part in family.parts.items():
         if args.no_t5 and path == "text_encoders.t5":
-            index |= {part.folder: [None, None], str(part.tokenizer): [None, None]}
+            stand_in, tokenizer = t5.silent(4096, dtype)  # which the stock pipeline insists on
+            save_part(stand_in, folder / part.folder)
+            tokenizer.save_pretrained(folder / str(part.tokenizer))
+            index[part.folder] = ["transformers", type(stand_in).__name__]
+            index[str(part.tokenizer)] = ["transformers", type(tokenizer).__name__]
             continue
         shutil.copytree(layout.configs / part.folder, folder / part.folder)
         model: Any = part.kind.blank(folder / part.folder)
