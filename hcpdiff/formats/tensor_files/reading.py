@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,9 @@ from hcpdiff.formats.tensor_files.entries import Stored
 Name = TypeVar("Name")
 LARGEST_HEADER = 100_000_000  # bytes; other readers refuse more
 READERS = min(4, os.cpu_count() or 1)  # threads; most of their time the system maps fresh memory
-CHUNK = 1 << 20  # elements that are converted at once
+PIECE = 1 << 22  # bytes that are converted at once
+
+_local = threading.local()
 
 
 class Weights(ABC):
@@ -155,12 +158,18 @@ def _read(file: FileIO, shape: tuple[int, ...], stored: torch.dtype, dtype: torc
     if stored == dtype:
         _fill(flat, file)
         return out
-    piece = torch.empty(min(CHUNK, len(flat)), dtype=stored)
-    for i in range(0, len(flat), CHUNK):
-        target = flat[i : i + CHUNK]
+    piece = _piece().view(stored)
+    for target in flat.split(len(piece)):
         _fill(piece[: len(target)], file)
         target.copy_(piece[: len(target)])
     return out
+
+
+def _piece() -> Tensor:
+    """Memory of this thread for what is converted; made anew each time, it would leave holes between the tensors."""
+    if not hasattr(_local, "piece"):
+        _local.piece = torch.empty(PIECE, dtype=torch.uint8)
+    return _local.piece
 
 
 def _fill(flat: Tensor, file: FileIO) -> None:
