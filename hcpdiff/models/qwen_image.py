@@ -12,15 +12,14 @@ from torch import Tensor
 
 from hcpdiff.config.ranges import at_least_1
 from hcpdiff.diffusion.guidance import norm_kept
-from hcpdiff.diffusion.process import FlowMatching
 from hcpdiff.models import schedulers
 from hcpdiff.models.family import LatentSpec
-from hcpdiff.models.folder import ModelFolder, Part
-from hcpdiff.models.pretrained import PretrainedFamily
+from hcpdiff.models.folder import Part
+from hcpdiff.models.language import LanguageFamily
 from hcpdiff.models.stock import Stock, checkpoint_blocks
+from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text.loading import StockText
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.text.tokenize import ids_and_mask
 from hcpdiff.types import Conditioning
 
 SCHEDULER = {
@@ -42,18 +41,17 @@ UNSEEN = 34  # tokens of BEFORE, which the denoiser does not get
 PATCH = 2  # latent cells per token, per side
 
 
-class QwenImage(PretrainedFamily):
+class QwenImage(LanguageFamily):
     """Qwen-Image (arXiv:2508.02324).
 
     Args:
-        args: those of `PretrainedFamily`: denoiser, text encoders ("qwen"), tokenizers, VAE.
-        text_tokens: how many tokens the denoiser gets, those of the chat behind the prompt included.
-        scheduler: settings of the stock scheduler, which set the default steps of sampling.
+        args: those of `LanguageFamily`.
     """
 
     architecture = "qwen_image"
     default_guidance = 4.0
     combine = staticmethod(norm_kept)
+    unseen = UNSEEN
     pipeline = "QwenImagePipeline"
     parts: ClassVar[Mapping[str, Part]] = {
         "denoiser": Part("transformer", Stock("QwenImageTransformer2DModel", "transformers.transformer_qwenimage")),
@@ -66,14 +64,6 @@ class QwenImage(PretrainedFamily):
     denoiser: Any
     vae: Any
 
-    def __init__(
-        self, *args: Any, text_tokens: int = 512, scheduler: Mapping[str, Any] = SCHEDULER, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, process=FlowMatching(), scheduler=scheduler, **kwargs)
-        if text_tokens < 1:
-            raise ValueError(f"text_tokens: {text_tokens} is no number of tokens; use 1 or more, usually 512")
-        self.text_tokens = text_tokens
-
     @classmethod
     def from_pretrained(
         cls,
@@ -84,6 +74,7 @@ class QwenImage(PretrainedFamily):
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype | None = "float32",
         text_tokens: Annotated[int, at_least_1] = 512,
+        emphasis: Literal["none", "webui", "braces"] = "none",
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
     ) -> QwenImage:
@@ -95,6 +86,8 @@ class QwenImage(PretrainedFamily):
             dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             text_tokens: how many tokens the denoiser gets, those of the chat behind the prompt included.
+            emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky]`, or "braces", `{red:1.3}`. "none"
+                takes all as text.
             from_scratch: parts that start from random weights; of these only configs need to be there.
             seed: of these random weights.
 
@@ -106,11 +99,7 @@ class QwenImage(PretrainedFamily):
         parts = cls._read(
             files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
         )
-        return cls(**parts, text_tokens=text_tokens)
-
-    @classmethod
-    def _limit(cls, name: str, files: ModelFolder, given: Mapping[str, Any]) -> int | None:
-        return UNSEEN + given["text_tokens"]
+        return cls(**parts, text_tokens=text_tokens, reading=Reading(emphasis))
 
     @classmethod
     def _told(cls, prompts: Sequence[str], tokenizer: Any, reading: Reading) -> list[str]:
@@ -122,19 +111,17 @@ class QwenImage(PretrainedFamily):
         """The timesteps that sampling visits unless told otherwise: (num_steps, process, size) -> (num_steps,)."""
         return schedulers.flow_spacing(self.scheduler, self.latent.multiple_of)
 
-    @property
-    def text_settings(self) -> str:
-        return f"text_tokens={self.text_tokens}"
-
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """What the language model says of each token of the prompt; the mask hides those that fill up."""
-        tokenizer, encoder = self.tokenizers["qwen"], self.text_encoders["qwen"]
-        device, texts = next(encoder.parameters()).device, self._told(prompts, tokenizer, self.reading)
-        ids, mask = (x.to(device) for x in ids_and_mask(tokenizer, texts, UNSEEN + self.text_tokens))
-        model: Any = encoder.model  # without the layer that guesses words
+        encoder: Any = self.text_encoders["qwen"]
+        ids, mask, weights = self._chat(prompts)
+        model = encoder.model  # without the layer that guesses words
         states = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         states, mask = states[:, UNSEEN:], mask[:, UNSEEN:]
-        return Conditioning(states * mask[..., None].to(states.dtype), mask.to(torch.float32))
+        states = chunked.weighted(
+            states * mask[..., None].to(states.dtype), None if weights is None else weights[:, UNSEEN:]
+        )
+        return Conditioning(states, mask.to(torch.float32))
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted flow, noise - latents, in the dtype of `noisy_latents`."""

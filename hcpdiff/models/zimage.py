@@ -10,30 +10,27 @@ import torch
 from torch import Tensor
 
 from hcpdiff.config.ranges import at_least_1
-from hcpdiff.diffusion.process import FlowMatching
 from hcpdiff.models import schedulers
 from hcpdiff.models import vae as autoencoder
 from hcpdiff.models.family import LatentSpec
-from hcpdiff.models.folder import ModelFolder, Part
-from hcpdiff.models.pretrained import PretrainedFamily
+from hcpdiff.models.folder import Part
+from hcpdiff.models.language import LanguageFamily
 from hcpdiff.models.stock import Stock, checkpoint_blocks
+from hcpdiff.models.text import chunks as chunked
 from hcpdiff.models.text.loading import StockText
 from hcpdiff.models.text.reading import Reading
-from hcpdiff.models.text.tokenize import ids_and_mask
 from hcpdiff.types import Conditioning
 
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 
-class ZImage(PretrainedFamily):
+class ZImage(LanguageFamily):
     """Z-Image and Z-Image-Turbo (arXiv:2511.22699).
 
     A guidance scale here is one more than that of the stock pipeline, whose 0 is the 1 of all families: no guidance.
 
     Args:
-        args: those of `PretrainedFamily`: denoiser, text encoders ("qwen"), tokenizers, VAE.
-        text_tokens: how many tokens of a prompt are read, those of the chat around it included.
-        scheduler: settings of the stock scheduler; `shift` sets the default steps of sampling.
+        args: those of `LanguageFamily`.
     """
 
     architecture = "zimage"
@@ -47,14 +44,6 @@ class ZImage(PretrainedFamily):
     stock_scheduler = SCHEDULER
     denoiser: Any
 
-    def __init__(
-        self, *args: Any, text_tokens: int = 512, scheduler: Mapping[str, Any] = SCHEDULER, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, process=FlowMatching(), scheduler=scheduler, **kwargs)
-        if text_tokens < 1:
-            raise ValueError(f"text_tokens: {text_tokens} is no number of tokens; use 1 or more, usually 512")
-        self.text_tokens = text_tokens
-
     @classmethod
     def from_pretrained(
         cls,
@@ -65,6 +54,7 @@ class ZImage(PretrainedFamily):
         text_dtype: str | torch.dtype | None = None,
         vae_dtype: str | torch.dtype | None = "float32",
         text_tokens: Annotated[int, at_least_1] = 512,
+        emphasis: Literal["none", "webui", "braces"] = "none",
         from_scratch: Sequence[Literal["denoiser", "text_encoders", "vae"]] = (),
         seed: int = 0,
     ) -> ZImage:
@@ -76,6 +66,8 @@ class ZImage(PretrainedFamily):
             dtype: None leaves each weight as its file has it; `vae_dtype` too.
             text_dtype: None takes `dtype`.
             text_tokens: how many tokens of a prompt are read, those of the chat around it included.
+            emphasis: the signs in prompts that count: "webui", `(red:1.3) [sky]`, or "braces", `{red:1.3}`. "none"
+                takes all as text.
             from_scratch: parts that start from random weights; of these only configs need to be there.
             seed: of these random weights.
 
@@ -87,11 +79,7 @@ class ZImage(PretrainedFamily):
         parts = cls._read(
             files, dtype=dtype, text_dtype=text_dtype, vae_dtype=vae_dtype, from_scratch=from_scratch, seed=seed
         )
-        return cls(**parts, text_tokens=text_tokens)
-
-    @classmethod
-    def _limit(cls, name: str, files: ModelFolder, given: Mapping[str, Any]) -> int | None:
-        return given["text_tokens"]
+        return cls(**parts, text_tokens=text_tokens, reading=Reading(emphasis))
 
     @classmethod
     def _told(cls, prompts: Sequence[str], tokenizer: Any, reading: Reading) -> list[str]:
@@ -104,17 +92,12 @@ class ZImage(PretrainedFamily):
         """The timesteps that sampling visits unless told otherwise: (num_steps, process, size) -> (num_steps,)."""
         return schedulers.flow_spacing(self.scheduler, self.latent.multiple_of)
 
-    @property
-    def text_settings(self) -> str:
-        return f"text_tokens={self.text_tokens}"
-
     def encode_prompt(self, prompts: Sequence[str]) -> Conditioning:
         """What the last layer but one of the language model says of each token; the mask hides those that fill up."""
-        tokenizer, encoder = self.tokenizers["qwen"], self.text_encoders["qwen"]
-        device, texts = next(encoder.parameters()).device, self._told(prompts, tokenizer, self.reading)
-        ids, mask = (x.to(device) for x in ids_and_mask(tokenizer, texts, self.text_tokens))
-        states = encoder(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
-        return Conditioning(states[-2] * mask[..., None].to(states[-2].dtype), mask.to(torch.float32))
+        encoder, (ids, mask, weights) = self.text_encoders["qwen"], self._chat(prompts)
+        states = encoder(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states[-2]
+        states = chunked.weighted(states * mask[..., None].to(states.dtype), weights)
+        return Conditioning(states, mask.to(torch.float32))
 
     def denoise(self, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The predicted flow, noise - latents, in the dtype of `noisy_latents`."""

@@ -157,6 +157,20 @@ def _spaced(part: Sequence[Span]) -> list[Span]:
     return spaced
 
 
+def spans(prompt: str, emphasis: Emphasis) -> list[Span]:
+    """A prompt for an encoder that reads all at once, without its signs: BREAK is a space."""
+    if emphasis == "none":
+        return [Span(prompt)]
+    return _spaced([span for part in parse(prompt, emphasis) for span in (*part, Span(" "))][:-1])
+
+
+def weights_within(offsets: Sequence[tuple[int, int]], prompt: Sequence[Span], start: int) -> list[float]:
+    """Of each token of a text that has the prompt from `start` on; what is around it weighs 1."""
+    length = sum(len(span.text) for span in prompt)
+    around = [Span(" " * start), *prompt, Span(" ")]
+    return _weights([(min(a, start + length), min(b, start + length + 1)) for a, b in offsets], around)
+
+
 def _weights(offsets: Sequence[tuple[int, int]], part: Sequence[Span]) -> list[float]:
     """Of each token, by its last character: its first may be the space before the word."""
     if len(part) == 1:
