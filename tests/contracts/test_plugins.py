@@ -234,6 +234,7 @@ def test_a_sequential_can_be_a_host(spec: PluginSpec) -> None:
     assert traces(family) == before
 
 
+@pytest.mark.slow
 def test_compiled_training_with_several_plugins_equals_eager() -> None:
     grads = []
     for compiled in (False, True):

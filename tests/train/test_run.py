@@ -78,6 +78,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_from_there(tmp_path: Path
     assert runs.metrics(tmp_path / "whole") == runs.metrics(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_process_group_with_workers_that_is_told_to_stop_saves_and_exits_with_130(
     config: Path, tmp_path: Path
 ) -> None:
