@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-_AT_ONCE = 1000  # texts
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int) -> Tensor:
@@ -29,12 +28,6 @@ def ids_and_mask(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], len
         if full and len(whole := tokenizer(text, verbose=False).input_ids) > length:
             warn_of_cut(text, f"{length} tokens", str(tokenizer.decode(whole[length - 1 : -1])).strip())
     return encoded.input_ids, encoded.attention_mask
-
-
-def token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """How many tokens each text has, those that mark its ends included, before anything is cut."""
-    parts = (list(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE))
-    return [len(ids) for part in parts for ids in tokenizer(part, verbose=False).input_ids]
 
 
 @lru_cache(maxsize=10_000)
